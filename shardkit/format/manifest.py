@@ -1,0 +1,244 @@
+"""The manifest of a packed dataset, its table of shards, and the fingerprint of its contents."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from xxhash import xxh3_128_hexdigest
+
+from shardkit.errors import ConfigError, CorruptError
+from shardkit.format.sidecar import Failure, ShardRecord
+from shardkit.format.tar import checksum
+
+__all__ = [
+    "FAILED_NAME",
+    "FORMAT_VERSION",
+    "MANIFEST_NAME",
+    "SHARDS_NAME",
+    "Manifest",
+    "ShardTable",
+    "encode_failures",
+    "fingerprint",
+    "idx_name",
+    "sidecar_name",
+]
+
+FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+SHARDS_NAME = "shards.parquet"
+FAILED_NAME = "failed.parquet"
+
+_COLUMNS: tuple[tuple[str, pa.DataType], ...] = (
+    ("name", pa.string()),
+    ("rows", pa.int64()),
+    ("samples", pa.int64()),
+    ("bytes", pa.int64()),
+    ("tar_xxh3", pa.uint64()),
+    ("idx_xxh3", pa.uint64()),
+    ("sidecar_xxh3", pa.uint64()),
+)
+
+
+def idx_name(tar: str) -> str:
+    """Where the offsets of a shard lie: beside it."""
+    return tar + ".idx"
+
+
+def sidecar_name(tar: str) -> str:
+    """Where the sidecar of a shard lies: beside it."""
+    return tar.removesuffix(".tar") + ".parquet"
+
+
+def fingerprint(tar_checksums: npt.NDArray[np.uint64]) -> str:
+    """Identity of a dataset's contents: XXH3-128 over its tars' checksums, in order."""
+    return xxh3_128_hexdigest(np.ascontiguousarray(tar_checksums, dtype="<u8").tobytes())
+
+
+@dataclass(frozen=True)
+class ShardTable:
+    """One row per shard, columnar: 10^6 shards are a few arrays, not objects.
+
+    ``names`` stays an Arrow array; the rest are arrays of shape [num_shards].
+    """
+
+    names: pa.ChunkedArray
+    rows: npt.NDArray[np.int64]
+    samples: npt.NDArray[np.int64]
+    num_bytes: npt.NDArray[np.int64]
+    tar_xxh3: npt.NDArray[np.uint64]
+    idx_xxh3: npt.NDArray[np.uint64]
+    sidecar_xxh3: npt.NDArray[np.uint64]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def name(self, shard: int) -> str:
+        """File name of a shard's tar."""
+        return self.names[shard].as_py()  # type: ignore[no-any-return]
+
+    @classmethod
+    def from_records(cls, records: Sequence[ShardRecord]) -> ShardTable:
+        """The table of these shards, in their order."""
+
+        def ints(name: str, dtype: type = np.int64) -> npt.NDArray[Any]:
+            return np.array([getattr(record, name) for record in records], dtype=dtype)
+
+        return cls(
+            pa.chunked_array([pa.array([record.name for record in records], pa.string())]),
+            ints("rows"),
+            ints("samples"),
+            ints("num_bytes"),
+            ints("tar_xxh3", np.uint64),
+            ints("idx_xxh3", np.uint64),
+            ints("sidecar_xxh3", np.uint64),
+        )
+
+    def encode(self) -> bytes:
+        """The bytes of ``shards.parquet``."""
+        arrays = [self.names, *(pa.array(column) for column in self._numbers())]
+        table = pa.Table.from_arrays(arrays, schema=pa.schema(_COLUMNS))
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
+
+    @classmethod
+    def decode(cls, data: bytes) -> ShardTable:
+        """The table in the bytes of a ``shards.parquet``.
+
+        Raises:
+            CorruptError: the bytes are no such table.
+        """
+        try:
+            table = pq.read_table(pa.BufferReader(data), columns=[name for name, _ in _COLUMNS])
+            numbers = [table.column(name).to_numpy() for name, _ in _COLUMNS[1:]]
+        except (pa.ArrowException, KeyError) as error:
+            raise CorruptError(f"{SHARDS_NAME} is no table of shards: {error}") from error
+        return cls(table.column("name"), *numbers)
+
+    def _numbers(self) -> tuple[npt.NDArray[Any], ...]:
+        return (
+            self.rows,
+            self.samples,
+            self.num_bytes,
+            self.tar_xxh3,
+            self.idx_xxh3,
+            self.sidecar_xxh3,
+        )
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What ``manifest.json`` says: small, written last, and enough to check all the rest."""
+
+    num_samples: int
+    num_shards: int
+    num_bytes: int
+    fingerprint: str
+    shards_xxh3: int
+    members: Mapping[str, int]
+    """Exts, and how many samples have each (the metadata member included)."""
+    metadata: Mapping[str, str]
+    """Metadata columns and their Arrow types."""
+    metadata_ext: str | None
+    """The ext under which the metadata lies in the tars too; None if it does not."""
+    num_failed: int = 0
+    index: str = ""
+    """Fingerprint of the index that was packed."""
+    plan: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def encode(self) -> bytes:
+        """The bytes of ``manifest.json``."""
+        values = {
+            "format": "shardkit",
+            "format_version": FORMAT_VERSION,
+            "num_samples": self.num_samples,
+            "num_shards": self.num_shards,
+            "num_bytes": self.num_bytes,
+            "num_failed": self.num_failed,
+            "fingerprint": self.fingerprint,
+            "shards": {"file": SHARDS_NAME, "xxh3": f"{self.shards_xxh3:016x}"},
+            "members": dict(self.members),
+            "metadata": dict(self.metadata),
+            "metadata_ext": self.metadata_ext,
+            "index": self.index,
+            "plan": self.plan,
+            "options": dict(self.options),
+        }
+        return (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode()
+
+    @classmethod
+    def decode(cls, data: bytes, url: str) -> Manifest:
+        """The manifest in these bytes; ``url`` is for messages.
+
+        Raises:
+            ConfigError: the format version is newer than this shardkit knows.
+            CorruptError: the bytes are no manifest of ours.
+        """
+        try:
+            values = json.loads(data)
+            if values["format"] != "shardkit":
+                raise ValueError(f"its format is {values['format']!r}")
+            if values["format_version"] > FORMAT_VERSION:
+                raise ConfigError(
+                    f"{url} has format version {values['format_version']}; this shardkit reads up "
+                    f"to {FORMAT_VERSION}: install a newer shardkit"
+                )
+            return cls(
+                num_samples=values["num_samples"],
+                num_shards=values["num_shards"],
+                num_bytes=values["num_bytes"],
+                num_failed=values["num_failed"],
+                fingerprint=values["fingerprint"],
+                shards_xxh3=int(values["shards"]["xxh3"], 16),
+                members=values["members"],
+                metadata=values["metadata"],
+                metadata_ext=values["metadata_ext"],
+                index=values["index"],
+                plan=values["plan"],
+                options=values["options"],
+            )
+        except ConfigError:
+            raise
+        except (ValueError, KeyError, TypeError) as error:
+            raise CorruptError(
+                f"{url} is no manifest of a packed dataset ({error!r}); pack again, or name the "
+                "tars themselves"
+            ) from error
+
+    def check_shards(self, data: bytes, url: str) -> ShardTable:
+        """The shard table in ``data``, held against this manifest.
+
+        Raises:
+            CorruptError: the bytes or the counts are others than the manifest says.
+        """
+        if checksum(data) != self.shards_xxh3:
+            raise CorruptError(
+                f"{url} does not match its manifest (xxh3 {checksum(data):016x} instead of "
+                f"{self.shards_xxh3:016x}): copy the dataset again, or pack again"
+            )
+        table = ShardTable.decode(data)
+        if (len(table), int(table.samples.sum())) != (self.num_shards, self.num_samples):
+            raise CorruptError(f"{url} has other counts than its manifest; pack again")
+        return table
+
+
+def encode_failures(failures: Sequence[Failure]) -> bytes:
+    """The bytes of ``failed.parquet``: key, url and kind of every skipped row, in index order."""
+    table = pa.table(
+        {
+            "key": pa.array([f.key for f in failures], pa.string()),
+            "url": pa.array([f.url for f in failures], pa.string()),
+            "kind": pa.array([f.kind for f in failures], pa.string()),
+        }
+    )
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
