@@ -199,6 +199,9 @@ async def _serve_connection(
     upstream: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
     try:
         while (request := await _read_head(reader)) is not None:
+            if (request.get("expect") or "").lower() == "100-continue":
+                writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+                request.drop("expect")
             body = await _body(reader, request, to_end=False)
             method, target, _ = request.first.split(" ", 2)
             parts = urlsplit(target)
