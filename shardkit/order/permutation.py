@@ -1,0 +1,73 @@
+"""Permutations that can be asked for one element: no table of the size of the domain."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from shardkit.order.hashing import Int64Array, below, hash_counters, hash_range, make_key
+
+__all__ = ["Permutation", "permute_groups"]
+
+# A Feistel network over a handful of values is far from a random permutation, and a table of them
+# costs nothing: below this size values are simply sorted by hash (32 KB).
+_TABLE_SIZE = 4096
+# Four rounds of random functions are indistinguishable from a random permutation (Luby and
+# Rackoff, 1988); two more for a round function that is a hash and not a random function.
+_NUM_ROUNDS = 6
+
+
+def permute_groups(num_groups: int, key: int) -> Int64Array:
+    """Return the numbers 0 … num_groups-1 in the order of their hashes: int64[num_groups]."""
+    return np.argsort(hash_range(0, num_groups, key), kind="stable")
+
+
+class Permutation:
+    """A pseudo-random permutation of 0 … size-1 in O(1) memory.
+
+    A generalised Feistel network (Black and Rogaway, "Ciphers with arbitrary finite domains",
+    CT-RSA 2002) over pairs (left, right) of Z_a × Z_b with a·b just above ``size``; a result that
+    falls outside is encrypted again until it falls inside, which hits about one value in √size.
+
+    Args:
+        size: number of values, 1 to 2⁶².
+        key: 64 bits that choose the permutation.
+    """
+
+    def __init__(self, size: int, key: int) -> None:
+        self.size = size
+        self._table = permute_groups(size, key) if size <= _TABLE_SIZE else None
+        self._num_left = math.isqrt(max(size - 1, 0)) + 1
+        self._num_right = -(-size // self._num_left)
+        self._keys = [make_key("feistel", key, number) for number in range(_NUM_ROUNDS)]
+
+    def __call__(self, values: npt.NDArray[np.int64]) -> Int64Array:
+        """Map values in [0, size): int64, the shape of ``values``."""
+        if self._table is not None:
+            return self._table[values]
+        mapped = self._encrypt(values)
+        outside = np.flatnonzero(mapped >= self.size)
+        while outside.size:
+            walked = self._encrypt(mapped[outside])
+            mapped[outside] = walked
+            outside = outside[walked >= self.size]
+        return mapped
+
+    def _encrypt(self, values: Int64Array) -> Int64Array:
+        right, left = np.divmod(values, self._num_left)
+        for number, key in enumerate(self._keys):
+            if number % 2:
+                _add_modulo(right, below(hash_counters(left, key), self._num_right), self._num_right)
+            else:
+                _add_modulo(left, below(hash_counters(right, key), self._num_left), self._num_left)
+        right *= self._num_left
+        right += left
+        return right
+
+
+def _add_modulo(values: Int64Array, addends: Int64Array, modulus: int) -> None:
+    """Add in place, both operands below ``modulus``."""
+    values += addends
+    values -= modulus * (values >= modulus)
