@@ -1,3 +1,39 @@
-"""shardkit: training data from files to GPUs."""
+"""shardkit: training data from files to GPUs.
+
+Pack the samples of any index into plain WebDataset shards, stream shards or raw files into
+training, shuffled, exactly once, resumable on any number of ranks. Public names are imported on
+first use, so that ``import shardkit`` is quick and needs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shardkit.dataset import ShardDataset
+    from shardkit.index import open_index
+    from shardkit.pack import pack, verify
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "ShardDataset": "shardkit.dataset",
+    "open_index": "shardkit.index",
+    "pack": "shardkit.pack",
+    "verify": "shardkit.pack",
+}
+
+__all__ = ["ShardDataset", "__version__", "open_index", "pack", "verify"]
+
+
+def __getattr__(name: str) -> Any:
+    try:
+        home = _HOMES[name]
+    except KeyError:
+        raise AttributeError(f"module 'shardkit' has no attribute {name!r}") from None
+    return getattr(importlib.import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -149,10 +149,11 @@ class Manifest:
     metadata_ext: str | None
     """The ext under which the metadata lies in the tars too; None if it does not."""
     num_failed: int = 0
-    index: str = ""
-    """Fingerprint of the index that was packed."""
     plan: str = ""
-    options: Mapping[str, Any] = field(default_factory=dict)
+    """Identity of the plan that the shards were packed by."""
+    packed: Mapping[str, Any] = field(default_factory=dict)
+    """That plan: fingerprint of the index, its columns, the options. With the shard table's
+    ``rows`` it makes any shard again."""
 
     def encode(self) -> bytes:
         """The bytes of ``manifest.json``."""
@@ -168,9 +169,8 @@ class Manifest:
             "members": dict(self.members),
             "metadata": dict(self.metadata),
             "metadata_ext": self.metadata_ext,
-            "index": self.index,
             "plan": self.plan,
-            "options": dict(self.options),
+            "packed": dict(self.packed),
         }
         return (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode()
 
@@ -201,9 +201,8 @@ class Manifest:
                 members=values["members"],
                 metadata=values["metadata"],
                 metadata_ext=values["metadata_ext"],
-                index=values["index"],
                 plan=values["plan"],
-                options=values["options"],
+                packed=values["packed"],
             )
         except ConfigError:
             raise

@@ -9,7 +9,7 @@ Parquet footer holds a ``ShardRecord``, so that a shard's three files describe e
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -70,6 +70,8 @@ class ShardRecord:
     idx_xxh3: int
     sidecar_xxh3: int = 0
     """XXH3-64 of the sidecar file; 0 inside the sidecar, which can't hold its own."""
+    members: Mapping[str, int] = field(default_factory=dict)
+    """Exts, and how many samples have each."""
     failures: tuple[Failure, ...] = field(default=())
 
     def to_json(self, plan: str) -> bytes:
@@ -85,6 +87,9 @@ class MemberColumns:
         self.offsets: list[int] = []
         self.sizes: list[int] = []
         self.checksums: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.rows)
 
     def add(self, row: int, offset: int, size: int, checksum: int) -> None:
         """Note the member of sample ``row``."""

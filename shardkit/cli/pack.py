@@ -1,0 +1,89 @@
+"""``shardkit pack SRC OUT``: any index of files → WebDataset shards."""
+
+from __future__ import annotations
+
+import argparse
+
+from shardkit.cli.arguments import (
+    add_index_arguments,
+    add_storage_arguments,
+    index_arguments,
+    storage_options,
+)
+from shardkit.cli.echo import echo
+from shardkit.cli.progress import progress_bar
+from shardkit.format.sizes import show_size
+from shardkit.pack import PackSummary, open_for_pack, pack_index
+from shardkit.pack.executors import LocalExecutor
+from shardkit.pack.plan import DEFAULT_SHARD_SIZE, PackOptions
+
+__all__ = ["add_arguments", "run"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("source", metavar="SRC", help="index file, wildcard, list, folder or tars")
+    parser.add_argument("out", metavar="OUT", help="folder for the shards, local or a URL")
+    add_index_arguments(parser)
+    shards = parser.add_argument_group("shards")
+    shards.add_argument("--shard-size", default=DEFAULT_SHARD_SIZE, metavar="SIZE")
+    shards.add_argument("--samples-per-shard", type=int, metavar="N")
+    shards.add_argument(
+        "--shuffle",
+        nargs="?",
+        const="global",
+        default="none",
+        choices=("none", "global"),
+        help="pack in a random order of all samples",
+    )
+    shards.add_argument("--seed", type=int, default=0)
+    shards.add_argument(
+        "--metadata-member",
+        default="auto",
+        metavar="EXT",
+        help="ext of the metadata inside the tars: auto (json), none, or any other",
+    )
+    running = parser.add_argument_group("running")
+    running.add_argument("--workers", type=int, metavar="N", help="processes (default: cores)")
+    running.add_argument("--on-error", choices=("raise", "skip"), default="raise")
+    running.add_argument("--dry-run", action="store_true", help="stop after the findings")
+    running.add_argument("--quiet", action="store_true", help="no progress bar")
+    add_storage_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Pack; say what was found before and what was done after."""
+    options = PackOptions(
+        shard_size=args.shard_size,
+        samples_per_shard=args.samples_per_shard,
+        shuffle=args.shuffle,
+        seed=args.seed,
+        on_error=args.on_error,
+        metadata_member=args.metadata_member,
+    )
+    index, output = open_for_pack(
+        args.source, args.out, storage_options=storage_options(args), **index_arguments(args)
+    )
+    echo(index.describe())
+    if args.dry_run:
+        return 0
+    with progress_bar(index.num_rows, "packing", quiet=args.quiet) as report:
+        executor = LocalExecutor(args.workers)
+        summary = pack_index(index, output, options, executor=executor, report=report)
+    echo(_closing(summary))
+    return 0
+
+
+def _closing(summary: PackSummary) -> str:
+    seconds = max(summary.seconds, 1e-9)
+    rates = f"{summary.num_samples / seconds:,.0f} samples/s, {show_size(summary.num_bytes / seconds)}/s"
+    what = f"{summary.num_samples:,} samples in {summary.num_shards:,} shards"
+    lines = [f"{what}, {show_size(summary.num_bytes)}, in {summary.seconds:,.1f} s ({rates})"]
+    if summary.num_resumed:
+        lines.append(f"{summary.num_resumed:,} shards were there from an earlier run")
+    if summary.num_failed:
+        lines.append(f"{summary.num_failed:,} rows were skipped: see {summary.url}/failed.parquet")
+    lines.append(f"fingerprint  {summary.fingerprint}")
+    lines.append(f"shardkit     ShardDataset({summary.url!r})")
+    lines.append(f"webdataset   {summary.brace_url}")
+    return "\n".join(lines)

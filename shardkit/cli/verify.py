@@ -1,0 +1,65 @@
+"""``shardkit verify OUT``: every byte of a packed dataset, or of lone tars.
+
+Exit status: 0 right (or repaired), 1 wrong data, 2 could not run.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from shardkit.cli.arguments import (
+    add_index_arguments,
+    add_storage_arguments,
+    index_arguments,
+    storage_options,
+)
+from shardkit.cli.echo import echo, echo_error
+from shardkit.cli.progress import progress_bar
+from shardkit.format.sizes import show_size
+from shardkit.pack import open_for_pack, repair_shards, verify
+from shardkit.pack.executors import LocalExecutor
+
+__all__ = ["add_arguments", "run"]
+
+_MOST_LINES = 100  # a shard gone bad can have a problem per sample; the first ones tell
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument(
+        "dataset", metavar="OUT", nargs="+", help="a packed dataset, or tars (braces work)"
+    )
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: cores)")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument(
+        "--repair", metavar="INDEX", help="make bad shards again from the index they came from"
+    )
+    add_index_arguments(parser)
+    add_storage_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Verify; say what is wrong with which shard and which key."""
+    executor, options = LocalExecutor(args.workers), storage_options(args)
+    with progress_bar(None, "verifying", quiet=args.quiet) as progress:
+        report = verify(args.dataset, executor=executor, storage_options=options, report=progress)
+    for problem in report.problems[:_MOST_LINES]:
+        echo_error(str(problem))
+    if len(report.problems) > _MOST_LINES:
+        echo_error(f"… and {len(report.problems) - _MOST_LINES:,} more")
+    what = (
+        f"{report.num_samples:,} samples in {report.num_shards:,} shards, "
+        f"{show_size(report.num_bytes)}"
+    )
+    if report.ok:
+        echo(f"{report.url}: every byte is right ({what})")
+        return 0
+    echo_error(f"{report.url}: {len(report.bad_shards)} of its shards are wrong ({what})")
+    if args.repair is None:
+        return 1
+    index, output = open_for_pack(
+        args.repair, report.url, storage_options=options, **index_arguments(args)
+    )
+    repaired = repair_shards(index, output, report.bad_shards, executor)
+    echo(f"made again, with the bytes that were packed first: {', '.join(repaired)}")
+    return 0

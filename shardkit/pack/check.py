@@ -1,0 +1,160 @@
+"""Proving one shard: its bytes against its headers, its ``.idx``, its sidecar and the shard table.
+
+Pure over buffers: the callers bring the bytes. Every sample is checked on its own, from where the
+``.idx`` or sidecar says that it starts, so that one broken header does not hide the samples after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from shardkit.errors import CorruptError
+from shardkit.format.keys import split_name
+from shardkit.format.sidecar import ShardRecord
+from shardkit.format.tar import BLOCK, END_OF_TAR, checksum, padded, walk_members
+from shardkit.index.shards import ShardLayout
+
+__all__ = ["Problem", "check_lone_tar", "check_shard"]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong, and where."""
+
+    shard: str
+    key: str | None
+    text: str
+
+    def __str__(self) -> str:
+        where = self.shard if self.key is None else f"{self.shard}: key {self.key!r}"
+        return f"{where}: {self.text}"
+
+
+def check_shard(
+    tar: memoryview,
+    record: ShardRecord,
+    offsets: npt.NDArray[np.int64],
+    layout: ShardLayout,
+) -> Iterator[Problem]:
+    """Everything wrong with a shard whose ``.idx`` and sidecar are themselves intact.
+
+    Args:
+        tar: the whole tar.
+        record: the shard table's row.
+        offsets: [N+1] of the ``.idx``.
+        layout: of the sidecar, all members included.
+    """
+    name = record.name
+    if len(tar) != record.num_bytes:
+        yield Problem(name, None, f"it has {len(tar):,} bytes instead of {record.num_bytes:,}")
+    if not record.samples == len(layout) == len(offsets) - 1:
+        yield Problem(
+            name,
+            None,
+            f"the shard table counts {record.samples} samples, the sidecar {len(layout)}, the idx "
+            f"{len(offsets) - 1}",
+        )
+        return
+    if bytes(tar[int(offsets[-1]) :]) != END_OF_TAR:
+        yield Problem(name, None, "it does not end with the end-of-tar blocks where it should")
+    if offsets[0] != 0:
+        yield Problem(name, None, f"its first sample starts at {offsets[0]}, not at 0")
+    found = False
+    for problem in _check_samples(tar, name, offsets, layout):
+        found = True
+        yield problem
+    if not found and len(tar) == record.num_bytes and checksum(tar) != record.tar_xxh3:
+        yield Problem(
+            name, None, "its checksum is not the shard table's, though every member is right"
+        )
+
+
+def check_lone_tar(tar: memoryview, name: str) -> tuple[int, list[Problem]]:
+    """Members seen and what is wrong with a tar that has nothing but its headers' checksums."""
+    problems: list[Problem] = []
+    num_members = num_unmarked = 0
+    end = 0
+    try:
+        for member in walk_members(tar):
+            num_members += 1
+            end = member.start + padded(member.size)
+            if member.checksum is None:
+                num_unmarked += 1
+            elif checksum(tar[member.start : member.start + member.size]) != member.checksum:
+                key, ext = split_name(member.name)
+                problems.append(Problem(name, key, f"the data of {ext!r} fails its checksum"))
+    except CorruptError as error:
+        problems.append(Problem(name, None, str(error)))
+    else:
+        if bytes(tar[end : end + len(END_OF_TAR)]) != END_OF_TAR:
+            text = f"no end-of-tar after its last member (at {end:,}): it was cut there"
+            problems.append(Problem(name, None, text))
+    if num_unmarked:
+        text = (
+            f"{num_unmarked} of {num_members} members carry no checksum: shardkit did not write "
+            "them, and without sidecar and manifest nothing can be proved"
+        )
+        problems.append(Problem(name, None, text))
+    return num_members, problems
+
+
+def _check_samples(
+    tar: memoryview, name: str, offsets: npt.NDArray[np.int64], layout: ShardLayout
+) -> Iterator[Problem]:
+    bounds, keys = offsets.tolist(), layout.keys.tolist()
+    places = {
+        ext: (
+            layout.starts[ext].tolist(),
+            layout.stops[ext].tolist(),
+            layout.checksums[ext].tolist(),
+        )
+        for ext in layout.starts
+    }
+    for row, key in enumerate(keys):
+        expected = {
+            ext: (starts[row], stops[row], sums[row])
+            for ext, (starts, stops, sums) in places.items()
+            if starts[row] >= 0
+        }
+        for text in _check_sample(tar, key, bounds[row], bounds[row + 1], expected):
+            yield Problem(name, key, text)
+
+
+def _check_sample(
+    tar: memoryview,
+    key: str,
+    start: int,
+    stop: int,
+    expected: Mapping[str, tuple[int, int, int]],
+) -> Iterator[str]:
+    seen: set[str] = set()
+    try:
+        for member in walk_members(tar, start, min(stop, len(tar))):
+            found_key, ext = split_name(member.name)
+            place = expected.get(ext)
+            if found_key != key or place is None or ext in seen:
+                yield f"the tar has a member {member.name!r} that the sidecar does not know"
+                continue
+            seen.add(ext)
+            if (member.start, member.start + member.size) != place[:2]:
+                yield (
+                    f"{ext!r} lies at {member.start:,}+{member.size:,}, the sidecar says "
+                    f"{place[0]:,}+{place[1] - place[0]:,}"
+                )
+            digest = checksum(tar[member.start : member.start + member.size])
+            if digest != place[2] or digest != member.checksum:
+                yield (
+                    f"the data of {ext!r} at offset {member.start:,} has xxh3 {digest:016x}; its "
+                    f"header says {member.checksum or 0:016x}, the sidecar {place[2]:016x}"
+                )
+    except CorruptError as error:
+        yield str(error)
+        return
+    for ext in expected.keys() - seen:
+        yield f"its member {ext!r} is missing from the tar"
+    if stop > len(tar) - 2 * BLOCK:
+        yield "it reaches past the end of the tar"

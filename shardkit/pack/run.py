@@ -1,0 +1,174 @@
+"""``pack``: index → plan → shards → manifest, continuing where an earlier run was stopped."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shardkit.errors import ConfigError
+from shardkit.format.manifest import (
+    FAILED_NAME,
+    MANIFEST_NAME,
+    SHARDS_NAME,
+    Manifest,
+    ShardTable,
+    encode_failures,
+    fingerprint,
+    sidecar_name,
+)
+from shardkit.format.sidecar import ShardRecord, metadata_names
+from shardkit.format.tar import checksum
+from shardkit.index.index import Index
+from shardkit.pack.executors import Executor, Report, nothing
+from shardkit.pack.output import PLAN_NAME, Output, check_writable
+from shardkit.pack.plan import PackOptions, Plan, make_plan
+from shardkit.pack.write import ShardTask, finished_shard
+
+__all__ = ["PackSummary", "pack_index"]
+
+
+@dataclass(frozen=True)
+class PackSummary:
+    """What a pack did, for people and programs."""
+
+    url: str
+    num_samples: int
+    num_shards: int
+    num_bytes: int
+    num_failed: int
+    num_resumed: int
+    """Shards that an earlier run had finished."""
+    fingerprint: str
+    brace_url: str
+    """All shards in one URL, for webdataset itself."""
+    seconds: float
+
+
+def pack_index(
+    index: Index,
+    output: Output,
+    options: PackOptions,
+    *,
+    executor: Executor,
+    report: Report = nothing,
+) -> PackSummary:
+    """Pack the rows of an index into shards and publish the manifest when all are there."""
+    began = time.monotonic()
+    check_writable(output)
+    plan, manifest = _prepared(index, output, options)
+    if manifest is not None:
+        return _summary(output, plan, manifest, plan.num_shards, began)
+    records = _finished(output, plan)
+    num_resumed = len(records)
+    for record in records.values():
+        report(record.samples, record.num_bytes)
+    todo = [shard for shard in range(plan.num_shards) if plan.shard_name(shard) not in records]
+    for record in executor.run(ShardTask(index, plan, output), todo, report):
+        records[record.name] = record
+    manifest = publish_manifest(output, plan, [records[name] for name in sorted(records)])
+    return _summary(output, plan, manifest, num_resumed, began)
+
+
+def publish_manifest(output: Output, plan: Plan, records: Sequence[ShardRecord]) -> Manifest:
+    """Write shard table and manifest, the manifest last, and clear the work folder away."""
+    table = ShardTable.from_records(records)
+    shards = table.encode()
+    failures = [failure for record in records for failure in record.failures]
+    schema = pq.read_schema(pa.BufferReader(output.read(sidecar_name(records[0].name))))
+    members: Counter[str] = Counter()
+    for record in records:
+        members.update(record.members)
+    manifest = Manifest(
+        num_samples=int(table.samples.sum()),
+        num_shards=len(table),
+        num_bytes=int(table.num_bytes.sum()),
+        num_failed=len(failures),
+        fingerprint=fingerprint(table.tar_xxh3),
+        shards_xxh3=checksum(shards),
+        members=dict(sorted(members.items())),
+        metadata={name: str(schema.field(name).type) for name in metadata_names(schema)},
+        metadata_ext=plan.metadata_ext,
+        plan=plan.identity,
+        packed=plan.for_manifest(),
+    )
+    if failures:
+        output.write(FAILED_NAME, encode_failures(failures))
+    output.write(SHARDS_NAME, shards)
+    output.write(MANIFEST_NAME, manifest.encode())
+    output.finish()
+    return manifest
+
+
+def _prepared(index: Index, output: Output, options: PackOptions) -> tuple[Plan, Manifest | None]:
+    """The plan to follow, saved; and the manifest if it was followed to its end before.
+
+    Raises:
+        ConfigError: the folder holds something else, which is left alone.
+    """
+    saved, published = output.read(PLAN_NAME), output.read(MANIFEST_NAME)
+    if saved is None and published is None:
+        strangers = sorted(output.files())
+        if strangers:
+            raise ConfigError(
+                f"{output.url} is not empty (it holds {strangers[0]!r} and {len(strangers) - 1} "
+                "more) and no pack was begun there; name a new folder"
+            )
+    plan = None if saved is None else Plan.decode(saved, output.at(PLAN_NAME))
+    if plan is None:
+        plan = make_plan(index, options, output.store)
+    elif (plan.index, plan.options) != (index.fingerprint, options):
+        raise ConfigError(
+            f"{output.url} holds an unfinished pack of another index or with other options "
+            f"({_difference(plan, index, options)}); give the same ones to continue it, or name a "
+            "new folder"
+        )
+    if published is not None:
+        manifest = Manifest.decode(published, output.at(MANIFEST_NAME))
+        if manifest.plan != plan.identity:
+            raise ConfigError(
+                f"{output.url} already holds a packed dataset of another index or with other "
+                "options; name a new folder"
+            )
+        output.finish()
+        return plan, manifest
+    if saved is None:
+        index.check_keys()
+        output.write(PLAN_NAME, plan.encode())
+    output.sweep()
+    return plan, None
+
+
+def _difference(plan: Plan, index: Index, options: PackOptions) -> str:
+    if plan.index != index.fingerprint:
+        return "the index, its columns or the filter are others"
+    before, now = asdict(plan.options), asdict(options)
+    name = next(name for name in now if now[name] != before[name])
+    return f"{name} was {before[name]!r} and is {now[name]!r} now"
+
+
+def _finished(output: Output, plan: Plan) -> dict[str, ShardRecord]:
+    """Shards that an earlier run published whole, by name."""
+    sizes = output.files()
+    found = (finished_shard(output, plan, shard, sizes) for shard in range(plan.num_shards))
+    return {record.name: record for record in found if record is not None}
+
+
+def _summary(
+    output: Output, plan: Plan, manifest: Manifest, num_resumed: int, began: float
+) -> PackSummary:
+    return PackSummary(
+        url=output.url,
+        num_samples=manifest.num_samples,
+        num_shards=manifest.num_shards,
+        num_bytes=manifest.num_bytes,
+        num_failed=manifest.num_failed,
+        num_resumed=num_resumed,
+        fingerprint=manifest.fingerprint,
+        brace_url=output.at(plan.brace_url),
+        seconds=time.monotonic() - began,
+    )

@@ -1,0 +1,224 @@
+"""``verify``: prove every byte of a packed dataset, or of lone tars; and make bad shards again."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from shardkit.errors import ConfigError, CorruptError, NotFoundError
+from shardkit.format.sidecar import ShardRecord
+from shardkit.index.index import Index
+from shardkit.index.shards import PackedDataset
+from shardkit.index.source import open_index
+from shardkit.pack.check import Problem, check_lone_tar, check_shard
+from shardkit.pack.executors import Executor, Report, nothing
+from shardkit.pack.output import Output
+from shardkit.pack.plan import Plan
+from shardkit.pack.write import ShardTask
+from shardkit.storage.protocol import Store
+from shardkit.storage.urls import is_local, local_path
+
+__all__ = ["VerifyReport", "repair_shards", "verify_dataset", "verify_tars"]
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What a verification found."""
+
+    url: str
+    num_shards: int
+    num_samples: int
+    num_bytes: int
+    problems: tuple[Problem, ...] = field(default=())
+    repaired: tuple[str, ...] = field(default=())
+    """Names of shards that were made again."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything is right (now)."""
+        return not self.problems
+
+    @property
+    def bad_shards(self) -> list[str]:
+        """Names of the shards with a problem, each once."""
+        return sorted({problem.shard for problem in self.problems})
+
+
+@dataclass(frozen=True)
+class _ShardResult:
+    shard: int
+    num_samples: int
+    num_bytes: int
+    problems: tuple[Problem, ...]
+
+
+def verify_dataset(
+    url: str, store: Store, executor: Executor, report: Report = nothing
+) -> VerifyReport:
+    """Check every checksum, offset, count and key of a packed dataset.
+
+    Raises:
+        NotFoundError: there is no packed dataset.
+        CorruptError: manifest or shard table are broken, so that nothing else can be checked.
+    """
+    dataset = PackedDataset.open(url, store)
+    results = executor.run(_VerifyShard(dataset), range(len(dataset.shards)), report)
+    problems = [problem for result in results for problem in result.problems]
+    if not problems:  # keys are read from the sidecars, which are right then
+        try:
+            open_index(dataset.url, store=store).check_keys()
+        except ValueError as error:
+            problems.append(Problem(dataset.url, None, str(error)))
+    return VerifyReport(
+        url=dataset.url,
+        num_shards=len(dataset.shards),
+        num_samples=dataset.manifest.num_samples,
+        num_bytes=dataset.manifest.num_bytes,
+        problems=tuple(sorted(problems, key=lambda p: (p.shard, p.key or ""))),
+    )
+
+
+def verify_tars(
+    urls: Sequence[str], store: Store, executor: Executor, report: Report = nothing
+) -> VerifyReport:
+    """Check lone tars by the checksums in their headers."""
+    results = list(executor.run(_VerifyTar(tuple(urls), store), range(len(urls)), report))
+    problems = [problem for result in results for problem in result.problems]
+    return VerifyReport(
+        url=urls[0] if len(urls) == 1 else f"{len(urls)} tars",
+        num_shards=len(urls),
+        num_samples=sum(result.num_samples for result in results),
+        num_bytes=sum(result.num_bytes for result in results),
+        problems=tuple(sorted(problems, key=lambda p: (p.shard, p.key or ""))),
+    )
+
+
+def repair_shards(
+    index: Index, output: Output, names: Sequence[str], executor: Executor, report: Report = nothing
+) -> list[str]:
+    """Make the named shards again from the index; returns those whose bytes are right now.
+
+    Raises:
+        ConfigError: the index is not the one that was packed.
+        CorruptError: a shard came out otherwise: source files have changed since.
+    """
+    dataset = PackedDataset.open(output.url, output.store)
+    plan = Plan.from_manifest(dataset.manifest, dataset.shards)
+    if plan.index != index.fingerprint:
+        raise ConfigError(
+            f"{output.url} was packed from another index (or this one has changed since): repair "
+            "needs the same index and the same --key, --files, --inline, --meta and --where"
+        )
+    numbers = {dataset.shards.name(shard): shard for shard in range(len(dataset.shards))}
+    todo = [numbers[name] for name in names]
+    changed = [
+        record.name
+        for record in executor.run(ShardTask(index, plan, output), todo, report)
+        if record.tar_xxh3 != int(dataset.shards.tar_xxh3[numbers[record.name]])
+    ]
+    if changed:
+        raise CorruptError(
+            f"{changed} came out with other bytes than were packed first: files that the index "
+            "names have changed since; pack the index anew"
+        )
+    return sorted(names)
+
+
+@dataclass(frozen=True)
+class _VerifyShard:
+    dataset: PackedDataset
+
+    def __call__(self, item: int, report: Report) -> _ShardResult:
+        record = shard_record(self.dataset, item)
+        problems = list(self._problems(item, record))
+        report(record.samples, record.num_bytes)
+        return _ShardResult(item, record.samples, record.num_bytes, tuple(problems))
+
+    def _problems(self, shard: int, record: ShardRecord) -> Iterator[Problem]:
+        name = record.name
+        try:
+            with _mapped(self.dataset.shard_url(shard), self.dataset.store) as tar:
+                try:
+                    offsets = self.dataset.offsets(shard)
+                    layout = self.dataset.layout(shard, exts=tuple(self.dataset.manifest.members))
+                except (CorruptError, NotFoundError, pa.ArrowException) as error:
+                    yield Problem(name, None, str(error))
+                    yield from check_lone_tar(tar, name)[1]
+                    return
+                yield from check_shard(tar, record, offsets, layout)
+        except NotFoundError as error:
+            yield Problem(name, None, str(error))
+
+
+@dataclass(frozen=True)
+class _VerifyTar:
+    urls: tuple[str, ...]
+    store: Store
+
+    def __call__(self, item: int, report: Report) -> _ShardResult:
+        url = self.urls[item]
+        try:
+            with _mapped(url, self.store) as tar:
+                num_members, problems = check_lone_tar(tar, url)
+                size = len(tar)
+        except NotFoundError as error:
+            num_members, size, problems = 0, 0, [Problem(url, None, str(error))]
+        report(num_members, size)
+        return _ShardResult(item, num_members, size, tuple(problems))
+
+
+def shard_record(dataset: PackedDataset, shard: int) -> ShardRecord:
+    """A shard's row of the shard table."""
+    table = dataset.shards
+    return ShardRecord(
+        name=table.name(shard),
+        rows=int(table.rows[shard]),
+        samples=int(table.samples[shard]),
+        num_bytes=int(table.num_bytes[shard]),
+        tar_xxh3=int(table.tar_xxh3[shard]),
+        idx_xxh3=int(table.idx_xxh3[shard]),
+        sidecar_xxh3=int(table.sidecar_xxh3[shard]),
+    )
+
+
+@contextlib.contextmanager
+def _mapped(url: str, store: Store) -> Iterator[memoryview]:
+    """A whole file as memory: a local one in place, a remote one through a temporary."""
+    if is_local(url):
+        with _map_file(local_path(url), url) as view:
+            yield view
+        return
+    with tempfile.NamedTemporaryFile(prefix="shardkit-verify-") as file:
+        for chunk in store.get_chunks(url):
+            file.write(chunk)
+        file.flush()
+        with _map_file(file.name, url) as view:
+            yield view
+
+
+@contextlib.contextmanager
+def _map_file(path: str, url: str) -> Iterator[memoryview]:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise NotFoundError(f"{url} does not exist") from error
+    try:
+        size = os.fstat(fd).st_size
+        if size == 0:
+            yield memoryview(b"")
+            return
+        with mmap.mmap(fd, size, access=mmap.ACCESS_READ) as mapped:
+            mapped.madvise(mmap.MADV_SEQUENTIAL)
+            view = memoryview(mapped)
+            try:
+                yield view
+            finally:
+                view.release()
+    finally:
+        os.close(fd)
