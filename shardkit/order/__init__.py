@@ -33,8 +33,8 @@ Which rows there are (``selection.py``)::
 
     selection = Selection.all(counts)                      # every row, O(groups) memory
     key = selection_key(dataset_fingerprint, where, …)     # names the file and guards it
-    write_selection(path, row_counts, chunks, key=key)     # chunks: bool or copies per row, streamed
-    selection = open_selection(path, key=key)              # memory-mapped, ≤ N/8 bytes a copy
+    write_selection(path, row_counts, chunks, key=key)     # chunks: bool, or copies per row
+    selection = open_selection(path, row_counts, key=key)  # memory-mapped, ≤ N/8 bytes a copy
     selection.counts, selection.num_samples, selection.key
     selection.locate(ids)            # → (group int64[], row int64[]) in the index
     copies_of(weights, seed=0, start=0)                    # weights → copies, deterministic

@@ -106,9 +106,7 @@ def _check(order: EpochOrder, split: Split, position: int, worker: int, num_work
             f"{split.num_samples} in {split.num_lanes}: make both from the same values"
         )
     if not 0 <= position <= order.num_samples:
-        raise ConfigError(
-            f"position {position} is outside an epoch of {order.num_samples} samples"
-        )
+        raise ConfigError(f"position {position} is outside an epoch of {order.num_samples} samples")
     if not 0 <= worker < num_workers:
         raise ConfigError(f"worker {worker} is not one of {num_workers}: workers count from 0")
 
@@ -133,4 +131,6 @@ def _block(order: EpochOrder, split: Split, starts: Int64Array) -> Block:
     is_pad = positions >= split.num_samples
     ids = order.at(split.unpad(positions) if is_pad.any() else positions)
     stops = np.minimum(starts + size, split.num_samples)
+    if split.num_batches(int(stops[-1])) == 0:
+        stops[-1] = split.num_samples  # past the positions that "drop" leaves out
     return Block(positions, ids, is_pad, bounds, starts, stops)

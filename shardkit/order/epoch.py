@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from shardkit.errors import ConfigError
 from shardkit.order.hashing import Int64Array, make_key
-from shardkit.order.lanes import Lanes
+from shardkit.order.lanes import Lanes, starts_of
 from shardkit.order.mixing import MAX_BLOCK, MAX_KEYS, BufferMixing
 from shardkit.order.permutation import Permutation, permute_groups
 
@@ -37,7 +37,7 @@ class ShuffleOptions:
         shuffle: "none", "shard" (groups permuted, rows in order), "buffer" (that, mixed within
             ``buffer_size``) or "global" (every sample anywhere).
         buffer_size: how far, in samples, "buffer" mixes; it costs disk, not memory.
-        seed: any integer from 0 to 2⁶³ − 1.
+        seed: any integer from 0 to 2⁶³ - 1.
         num_lanes: L; the default of a dataset is its number of nodes, 1 for "none".
     """
 
@@ -89,17 +89,17 @@ class EpochOrder:
         _require("epoch", epoch, 0, 2**63 - 1, "epochs count from 0")
         self.options = options
         self.epoch = epoch
-        counts = np.asarray(counts, np.int64)
-        self.num_samples = int(counts.sum())
+        sizes = counts.astype(np.int64)
+        self.num_samples = int(sizes.sum())
         self.lanes = Lanes(self.num_samples, options.num_lanes)
         self._key = make_key("order", ORDER_VERSION, fingerprint, selection, options.seed, epoch)
-        self._starts = _starts_of(counts)
+        self._starts = starts_of(sizes)
         self._groups: Int64Array | None = None
         self._line_starts = self._starts
         self._permutation: Permutation | None = None
         if options.shuffle in ("shard", "buffer"):
-            self._groups = permute_groups(len(counts), make_key("groups", self._key))
-            self._line_starts = _starts_of(counts[self._groups])
+            self._groups = permute_groups(len(sizes), make_key("groups", self._key))
+            self._line_starts = starts_of(sizes[self._groups])
         elif options.shuffle == "global":
             self._permutation = Permutation(self.num_samples, make_key("samples", self._key))
         self._mixings: dict[int, BufferMixing] = {}
@@ -246,9 +246,3 @@ class EpochOrder:
             line[by_row[first:stop]] = block[ordered[first:stop] - low] + mixing.start
             first = stop
         return line
-
-
-def _starts_of(counts: Int64Array) -> Int64Array:
-    starts = np.zeros(len(counts), np.int64)
-    np.cumsum(counts[:-1], out=starts[1:])
-    return starts

@@ -59,7 +59,7 @@ def _finish(values: UInt64Array, key: int) -> UInt64Array:
 
 
 def below(hashes: UInt64Array, bound: int) -> Int64Array:
-    """Scale hashes to integers in [0, bound), ``bound`` ≤ 2³²: int64, bias below ``bound`` / 2³²."""
+    """Scale hashes to integers in [0, bound): int64; ``bound`` ≤ 2³², bias < ``bound`` / 2³²."""
     scaled = hashes >> np.uint64(32)
     scaled *= np.uint64(bound)
     scaled >>= np.uint64(32)

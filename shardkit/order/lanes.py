@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from shardkit.order.hashing import Int64Array
 
-__all__ = ["Lanes", "cut"]
+__all__ = ["Lanes", "cut", "starts_of"]
 
 
 def cut(size: int, num_parts: int, part: int) -> tuple[int, int]:
@@ -27,7 +27,7 @@ class Lanes:
     num_lanes: int
 
     def bounds(self, lane: int) -> tuple[int, int]:
-        """Return where a lane starts and stops on the line; it has ⌈(N − lane) / L⌉ rows."""
+        """Return where a lane starts and stops on the line; it has ⌈(N - lane) / L⌉ rows."""
         return cut(self.num_samples, self.num_lanes, lane)
 
     def line(self, positions: npt.NDArray[np.int64]) -> Int64Array:
@@ -41,3 +41,10 @@ class Lanes:
     def rows_before(self, lane: int, position: int) -> int:
         """Return how many rows of a lane come at positions before ``position``."""
         return (position - lane + self.num_lanes - 1) // self.num_lanes
+
+
+def starts_of(counts: Int64Array) -> Int64Array:
+    """Return where each group starts when groups of ``counts`` rows are laid in a row."""
+    starts = np.zeros(len(counts), np.int64)
+    np.cumsum(counts[:-1], out=starts[1:])
+    return starts

@@ -28,7 +28,7 @@ class Permutation:
     """A pseudo-random permutation of 0 … size-1 in O(1) memory.
 
     A generalised Feistel network (Black and Rogaway, "Ciphers with arbitrary finite domains",
-    CT-RSA 2002) over pairs (left, right) of Z_a × Z_b with a·b just above ``size``; a result that
+    CT-RSA 2002) over pairs (left, right) of Z_a and Z_b with a·b just above ``size``; a result that
     falls outside is encrypted again until it falls inside, which hits about one value in √size.
 
     Args:
@@ -59,15 +59,15 @@ class Permutation:
         right, left = np.divmod(values, self._num_left)
         for number, key in enumerate(self._keys):
             if number % 2:
-                _add_modulo(right, below(hash_counters(left, key), self._num_right), self._num_right)
+                _add_hash(right, left, key, self._num_right)
             else:
-                _add_modulo(left, below(hash_counters(right, key), self._num_left), self._num_left)
+                _add_hash(left, right, key, self._num_left)
         right *= self._num_left
         right += left
         return right
 
 
-def _add_modulo(values: Int64Array, addends: Int64Array, modulus: int) -> None:
-    """Add in place, both operands below ``modulus``."""
-    values += addends
+def _add_hash(values: Int64Array, others: Int64Array, key: int, modulus: int) -> None:
+    """Add a hash of the others to the values, modulo ``modulus``, in place."""
+    values += below(hash_counters(others, key), modulus)
     values -= modulus * (values >= modulus)

@@ -122,7 +122,8 @@ class Split:
         if period > self.num_lanes:
             period -= period % self.num_lanes
         over = np.maximum(positions - (self.num_samples - 1), 0)
-        return positions - -(-over // period) * period
+        unpadded: Int64Array = positions - -(-over // period) * period
+        return unpadded
 
     def _share(self, size: int) -> int:
         start, stop = cut(size, self.world_size, self.rank)
