@@ -1,15 +1,14 @@
-"""From places in mapped shards to sample dicts, with the work done per block and not per sample.
+"""From places in open shards to sample dicts, with the work done per block and not per sample.
 
 The columns of a block (keys, offsets, metadata) are gathered by numpy and turned into lists at
-once; then one ``zip`` walks them, and the only work per sample is one slice per member and one
-dict. Slices are made lazily, so that a member's bytes are allocated when its sample is asked for
-and the allocator can give the same warm memory to the next.
+once; then one ``zip`` walks them, and the only work per sample is one read per member and one
+dict. Reads are lazy, so that a member's bytes are allocated when its sample is asked for and the
+allocator can give the same warm memory to the next.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import repeat
 from operator import getitem
 from typing import Any
@@ -17,27 +16,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from shardkit.index.shards import ShardLayout
+from shardkit.samples.open_shard import OpenShard
 
-__all__ = ["OpenShard", "samples_of"]
+__all__ = ["samples_of"]
 
 Sample = dict[str, Any]
-Buffer = Any  # what slices to bytes: an mmap, or bytes
-
-
-@dataclass(frozen=True, slots=True)
-class OpenShard:
-    """A shard's bytes and where its samples lie in them.
-
-    Attributes:
-        url: of the tar, as ``__url__`` of its samples.
-        layout: places of its N samples.
-        buffer: the tar, sliced by the layout's offsets; whoever holds this keeps it mapped.
-    """
-
-    url: str
-    layout: ShardLayout
-    buffer: Buffer
 
 
 def samples_of(
@@ -55,14 +38,19 @@ def samples_of(
         rows: int64 [n], rows within them.
         exts: members to give; a sample that lacks one lacks the entry.
         metadata: columns to give.
+
+    Raises:
+        CorruptError: a member's bytes are not what was packed; earlier samples were right.
     """
-    if len(shards) == 1:
-        ((_, shard),) = shards.items()
-        columns, uneven = _from_one(shard, rows, exts, metadata)
-    else:
-        columns, uneven = _from_many(shards, groups, rows, exts, metadata)
+    block = _Block(shards, groups, rows)
+    columns: list[Any] = [
+        block.gather(lambda shard: shard.layout.keys),
+        block.same(lambda shard: shard.url),
+    ]
+    columns.extend(block.members(ext) for ext in exts)
+    columns.extend(block.metadata(name) for name in metadata)
     names = ("__key__", "__url__", *exts, *metadata)
-    if not uneven:
+    if not block.is_uneven(exts):
         for values in zip(*columns, strict=False):
             yield dict(zip(names, values, strict=False))
         return
@@ -74,76 +62,92 @@ def samples_of(
         yield sample
 
 
-def _from_one(
-    shard: OpenShard, rows: npt.NDArray[np.int64], exts: Sequence[str], metadata: Sequence[str]
-) -> tuple[list[Any], bool]:
-    layout = shard.layout
-    columns: list[Any] = [layout.keys[rows].tolist(), repeat(shard.url)]
-    uneven = layout.uneven
-    for ext in exts:
-        if ext not in layout.starts:
-            columns.append(repeat(None))
-            uneven = True
-            continue
-        starts, stops = layout.starts[ext][rows].tolist(), layout.stops[ext][rows].tolist()
-        if uneven:
-            columns.append(map(_slice_or_none, repeat(shard.buffer), starts, stops))
+class _Block:
+    """The rows of one block, by shard."""
+
+    def __init__(
+        self,
+        shards: Mapping[int, OpenShard],
+        groups: npt.NDArray[np.int64],
+        rows: npt.NDArray[np.int64],
+    ) -> None:
+        self.rows = rows
+        if len(shards) == 1:
+            self.pieces = [(next(iter(shards.values())), slice(None))]
         else:
-            columns.append(map(shard.buffer.__getitem__, map(slice, starts, stops)))
-    for name in metadata:
-        values = layout.metadata.get(name)
-        columns.append(repeat(None) if values is None else values[rows].tolist())
-    return columns, uneven
+            by_group = np.argsort(groups, kind="stable")
+            cuts = np.flatnonzero(np.diff(groups[by_group])) + 1
+            self.pieces = [
+                (shards[int(groups[piece[0]])], piece) for piece in np.split(by_group, cuts)
+            ]
+
+    def is_uneven(self, exts: Sequence[str]) -> bool:
+        """Whether some sample may lack one of the members."""
+        return any(
+            shard.layout.uneven or any(ext not in shard.layout.starts for ext in exts)
+            for shard, _ in self.pieces
+        )
+
+    def gather(self, column: Callable[[OpenShard], npt.NDArray[Any] | None]) -> list[Any]:
+        """A per-row column of the shards, in the order of the block, as Python values."""
+        if len(self.pieces) == 1:
+            values = column(self.pieces[0][0])
+            return [None] * len(self.rows) if values is None else values[self.rows].tolist()
+        out = np.empty(len(self.rows), dtype=object)
+        for shard, piece in self.pieces:
+            values = column(shard)
+            if values is not None:
+                out[piece] = values[self.rows[piece]].astype(object)
+        return out.tolist()
+
+    def same(self, value: Callable[[OpenShard], Any]) -> Iterator[Any]:
+        """A value that all rows of a shard share, row by row."""
+        if len(self.pieces) == 1:
+            return repeat(value(self.pieces[0][0]))
+        out = np.empty(len(self.rows), dtype=object)
+        cell = np.empty((), dtype=object)  # numpy would look inside a buffer it is to store
+        for shard, piece in self.pieces:
+            cell[()] = value(shard)
+            out[piece] = cell
+        return iter(out.tolist())
+
+    def metadata(self, name: str) -> list[Any]:
+        """A metadata column; None where a shard has no such column."""
+        return self.gather(lambda shard: shard.layout.metadata.get(name))
+
+    def members(self, ext: str) -> Iterator[bytes | None]:
+        """The bytes of a member, read as they are asked for."""
+        starts, stops = self._bounds(ext)
+        uneven = self.is_uneven([ext])
+        if not uneven and all(shard.maps(ext) for shard, _ in self.pieces):
+            slices = map(slice, starts, stops)
+            if len(self.pieces) == 1:
+                return map(self.pieces[0][0].buffer.__getitem__, slices)
+            return map(getitem, self.same(lambda shard: shard.buffer), slices)
+        reader = _read_or_none if uneven else _read
+        readers = self.same(lambda shard: shard.reader(ext))
+        return map(reader, readers, self.rows.tolist(), starts, stops)
+
+    def _bounds(self, ext: str) -> tuple[list[int], list[int]]:
+        if len(self.pieces) == 1:
+            layout = self.pieces[0][0].layout
+            if ext not in layout.starts:
+                return [-1] * len(self.rows), [-1] * len(self.rows)
+            return layout.starts[ext][self.rows].tolist(), layout.stops[ext][self.rows].tolist()
+        bounds = np.full((2, len(self.rows)), -1, dtype=np.int64)
+        for shard, piece in self.pieces:
+            if ext in shard.layout.starts:
+                bounds[0, piece] = shard.layout.starts[ext][self.rows[piece]]
+                bounds[1, piece] = shard.layout.stops[ext][self.rows[piece]]
+        return bounds[0].tolist(), bounds[1].tolist()
 
 
-def _from_many(
-    shards: Mapping[int, OpenShard],
-    groups: npt.NDArray[np.int64],
-    rows: npt.NDArray[np.int64],
-    exts: Sequence[str],
-    metadata: Sequence[str],
-) -> tuple[list[Any], bool]:
-    size = len(rows)
-    by_group = np.argsort(groups, kind="stable")
-    cuts = np.flatnonzero(np.diff(groups[by_group])) + 1
-    keys, urls, buffers = (np.empty(size, dtype=object) for _ in range(3))
-    places = {ext: np.full((2, size), -1, dtype=np.int64) for ext in exts}
-    values = {name: np.empty(size, dtype=object) for name in metadata}
-    uneven = False
-    for piece in np.split(by_group, cuts):
-        shard = shards[int(groups[piece[0]])]
-        layout, wanted = shard.layout, rows[piece]
-        keys[piece] = layout.keys[wanted]
-        urls[piece] = shard.url
-        buffers[piece] = _cell(shard.buffer)
-        uneven |= layout.uneven
-        for ext, place in places.items():
-            if ext in layout.starts:
-                place[0, piece] = layout.starts[ext][wanted]
-                place[1, piece] = layout.stops[ext][wanted]
-            else:
-                uneven = True
-        for name, column in values.items():
-            if name in layout.metadata:
-                column[piece] = layout.metadata[name][wanted].astype(object)
-    mapped = buffers.tolist()
-    columns: list[Any] = [keys.tolist(), urls.tolist()]
-    for place in places.values():
-        starts, stops = place[0].tolist(), place[1].tolist()
-        if uneven:
-            columns.append(map(_slice_or_none, mapped, starts, stops))
-        else:
-            columns.append(map(getitem, mapped, map(slice, starts, stops)))
-    columns.extend(column.tolist() for column in values.values())
-    return columns, uneven
+Reader = Callable[[int, int, int], bytes]
 
 
-def _cell(value: Buffer) -> npt.NDArray[np.object_]:
-    """An array of no dimensions, so that numpy does not look inside a buffer it is to store."""
-    cell = np.empty((), dtype=object)
-    cell[()] = value
-    return cell
+def _read(reader: Reader, row: int, start: int, stop: int) -> bytes:
+    return reader(row, start, stop)
 
 
-def _slice_or_none(buffer: Buffer, start: int, stop: int) -> bytes | None:
-    return None if start < 0 else buffer[start:stop]
+def _read_or_none(reader: Reader, row: int, start: int, stop: int) -> bytes | None:
+    return None if start < 0 else reader(row, start, stop)

@@ -1,0 +1,72 @@
+"""Samples that failed: what counts as one, and the tally of a rank."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import dataclass
+from typing import Literal
+
+from shardkit.errors import ConfigError, MissingDependencyError, ShardkitError, TransientError
+from shardkit.samples.source import Place
+
+__all__ = ["Failed", "Failures", "OnError", "can_skip"]
+
+OnError = Literal["raise", "skip", "replace"]
+
+logger = logging.getLogger(__name__)
+
+_LISTED = 1_000  # failures kept by name; beyond it only the count goes on
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A sample that could not be had: where it is, and why."""
+
+    place: Place
+    error: Exception
+
+    def __str__(self) -> str:
+        return f"{self.place.url}: key {self.place.key!r}: {self.error}"
+
+
+def can_skip(error: Exception) -> bool:
+    """Whether the error says something of the sample, and not of the network or the set-up."""
+    return not isinstance(error, TransientError | ConfigError | MissingDependencyError)
+
+
+class Failures:
+    """Counts and lists the failures of one rank; outside the state. Thread-safe.
+
+    Args:
+        max_failures: how many a run may have; None is any number.
+    """
+
+    def __init__(self, max_failures: int | None) -> None:
+        self.max_failures = max_failures
+        self.count = 0
+        self.listed: list[Failed] = []
+        self._lock = threading.Lock()
+
+    def note(self, failed: Failed) -> None:
+        """Count a failure.
+
+        Raises:
+            ShardkitError: it is one more than ``max_failures``.
+        """
+        with self._lock:
+            self.count += 1
+            if len(self.listed) < _LISTED:
+                self.listed.append(failed)
+        logger.warning("left out: %s", failed)
+        if self.max_failures is not None and self.count > self.max_failures:
+            raise ShardkitError(
+                f"{self.count} samples have failed, more than max_failures={self.max_failures}; "
+                f"the last one: {failed}. `shardkit verify` tells which shards are damaged"
+            ) from failed.error
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"max_failures": self.max_failures}
+
+    def __setstate__(self, state: dict[str, int | None]) -> None:
+        self.__init__(state["max_failures"])  # type: ignore[misc]

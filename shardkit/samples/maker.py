@@ -1,0 +1,71 @@
+"""From a sample of bytes to training samples: decode by ext, then the transforms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from shardkit.decode import BytesSource, Decoders
+from shardkit.decode.registry import DecodeOption
+from shardkit.errors import DecodeError
+from shardkit.samples.source import Sample
+from shardkit.transforms.pipeline import Pipeline, Transform
+
+__all__ = ["SampleMaker"]
+
+
+class SampleMaker:
+    """Decodes and transforms the samples of one dataset; thread-safe, picklable if they are.
+
+    Args:
+        decode: see ``Decoders``.
+        transforms: see ``Pipeline``.
+        dataset: URL, for messages.
+    """
+
+    def __init__(
+        self, decode: DecodeOption, transforms: Iterable[Any] | Transform | None, dataset: str
+    ) -> None:
+        self._pipeline = Pipeline(transforms)
+        self._decoders = Decoders(decode, raw=self._pipeline.decodes)
+        self._leaves_bytes = decode is None and not self._pipeline.decodes
+        self._dataset = dataset
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether samples leave as they come."""
+        return self._leaves_bytes and not len(self._pipeline)
+
+    def __call__(self, sample: Sample, exts: Iterable[str], seed: int) -> list[Sample]:
+        """What a sample becomes: one sample, several, or none.
+
+        Args:
+            sample: members as bytes; changed in place.
+            exts: which of its entries are members.
+            seed: the sample's own.
+
+        Raises:
+            DecodeError: a member can't be decoded; names dataset, shard, key and ext.
+            Exception: whatever a transform of the user's raises.
+        """
+        if not self._leaves_bytes:
+            for ext in exts:
+                data = sample.get(ext)
+                if data is not None:
+                    sample[ext] = self._decoded(sample, ext, data)
+        return self._pipeline(sample, seed) if len(self._pipeline) else [sample]
+
+    def _decoded(self, sample: Sample, ext: str, data: bytes) -> Any:
+        decoder: Callable[[Any], Any] | None = self._decoders.for_ext(ext)
+        if self._decoders.takes_source(ext):
+            source = BytesSource(data, f"{sample['__url__']}/{sample['__key__']}.{ext}")
+            return source if decoder is None else self._run(decoder, sample, source)
+        return data if decoder is None else self._run(decoder, sample, data)
+
+    def _run(self, decoder: Callable[[Any], Any], sample: Sample, data: Any) -> Any:
+        try:
+            return decoder(data)
+        except DecodeError as error:
+            raise DecodeError(
+                f"dataset {self._dataset}: {sample['__url__']}: key {sample['__key__']!r}: {error}"
+            ) from error

@@ -1,0 +1,147 @@
+"""A shard that is open for reading, and proves every member the first time it gives it out."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import weakref
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from shardkit.errors import CorruptError, NotFoundError
+from shardkit.format.tar import checksum
+from shardkit.index.shards import ShardLayout
+
+__all__ = ["OpenShard", "Verify"]
+
+Verify = Literal["always", "once", "never"]
+
+_LARGE = 16 << 10
+"""Mean bytes of a member from which ``pread`` into fresh memory beats a slice of the map: a map
+costs a page fault for every 64 KB of its first pass (measured: 0.8 of pread at 100 KB, 3 of it at
+1 KB; benchmarks/read_ways.py)."""
+
+
+class OpenShard:
+    """A local tar, its layout, and which of its members have been proved.
+
+    Small members are sliced from a map, large ones read; both are held against the sidecar's
+    checksums until each was seen once (``verify="once"``), so that a first pass costs no extra
+    pass over the file. Stays valid while it is referenced, even if the file is unlinked.
+
+    Args:
+        path: of the tar.
+        url: as messages and ``__url__`` name it.
+        layout: places of its N samples.
+        num_bytes: size that the tar must have.
+        verify: "always", "once" or "never".
+        on_verified: called once when every member has been proved.
+
+    Raises:
+        NotFoundError: there is no such file.
+        CorruptError: it has another size.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        url: str,
+        layout: ShardLayout,
+        num_bytes: int,
+        *,
+        verify: Verify = "once",
+        on_verified: Callable[[], None] | None = None,
+    ) -> None:
+        self.url = url
+        self.layout = layout
+        try:
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError as error:
+            raise NotFoundError(
+                f"{url} does not exist, though the manifest lists it; copy the dataset again"
+            ) from error
+        weakref.finalize(self, os.close, self._fd)
+        size = os.fstat(self._fd).st_size
+        if size != num_bytes:
+            raise CorruptError(
+                f"{url} has {size:,} bytes instead of {num_bytes:,}: it was cut or is another "
+                "file; copy it again, or run `shardkit verify` with --repair"
+            )
+        self.buffer: Any = mmap.mmap(self._fd, size, access=mmap.ACCESS_READ)
+        self._large = {
+            ext: _mean_size(starts, layout.stops[ext]) >= _LARGE
+            for ext, starts in layout.starts.items()
+        }
+        self._forget = verify == "once"
+        self._on_verified = on_verified
+        self._unproved: dict[str, npt.NDArray[np.bool_]] = {}
+        if verify != "never":
+            self._unproved = {ext: starts >= 0 for ext, starts in layout.starts.items()}
+
+    def maps(self, ext: str) -> bool:
+        """Whether plain slices of ``buffer`` are the way to read this member."""
+        return ext not in self._unproved and not self._large.get(ext, False)
+
+    def reader(self, ext: str) -> Callable[[int, int, int], bytes]:
+        """A function from row, start and stop to the member's bytes.
+
+        It raises ``CorruptError`` where they are cut or fail their checksum.
+        """
+        large = self._large.get(ext, False)
+        fd, buffer = self._fd, self.buffer
+
+        def read(row: int, start: int, stop: int) -> bytes:
+            if not large:
+                return buffer[start:stop]  # type: ignore[no-any-return]
+            data = os.pread(fd, stop - start, start)
+            return data if len(data) == stop - start else self._rest(data, row, ext, start, stop)
+
+        if ext not in self._unproved:
+            return read
+        expected, unproved = self.layout.checksums[ext], self._unproved[ext]
+
+        def prove(row: int, start: int, stop: int) -> bytes:
+            data = read(row, start, stop)
+            if unproved[row]:
+                if checksum(data) != expected[row]:
+                    raise self._corrupt(row, ext, start, "fails its checksum")
+                if self._forget:
+                    unproved[row] = False
+            return data
+
+        return prove
+
+    def settle(self) -> None:
+        """Note which members are proved by now; called between blocks, not per sample."""
+        if not self._unproved or not self._forget:
+            return
+        for ext in [ext for ext, left in self._unproved.items() if not left.any()]:
+            self._unproved.pop(ext, None)
+        if not self._unproved and self._on_verified is not None:
+            self._on_verified()
+            self._on_verified = None
+
+    def _rest(self, data: bytes, row: int, ext: str, start: int, stop: int) -> bytes:
+        """What a short read left (above 2 GiB the kernel reads in parts)."""
+        parts, have = [data], len(data)
+        while have < stop - start:
+            data = os.pread(self._fd, stop - start - have, start + have)
+            if not data:
+                raise self._corrupt(row, ext, start, "is cut: the file ends before it does")
+            parts.append(data)
+            have += len(data)
+        return b"".join(parts)
+
+    def _corrupt(self, row: int, ext: str, start: int, what: str) -> CorruptError:
+        return CorruptError(
+            f"{self.url}: key {self.layout.keys[row]!r}: the data of {ext!r} at offset {start:,} "
+            f"{what}; copy the shard again, or run `shardkit verify` with --repair"
+        )
+
+
+def _mean_size(starts: npt.NDArray[np.int64], stops: npt.NDArray[np.int64]) -> float:
+    present = starts >= 0
+    return float((stops - starts)[present].mean()) if present.any() else 0.0

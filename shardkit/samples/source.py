@@ -1,0 +1,64 @@
+"""What a dataset reads from: rows in groups, given out as samples of undecoded members."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Place", "Sample", "Source"]
+
+Sample = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a sample came from, as messages name it."""
+
+    url: str
+    key: str
+
+
+class Source(Protocol):
+    """Rows of a packed dataset or of an index. Thread-safe; picklable; opens lazily per process."""
+
+    @property
+    def url(self) -> str:
+        """What was opened, for messages."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the contents."""
+        ...
+
+    @property
+    def counts(self) -> npt.NDArray[np.int64]:
+        """Rows per group (shard, or row group of an index)."""
+        ...
+
+    @property
+    def exts(self) -> Sequence[str]:
+        """Names of members that samples may have."""
+        ...
+
+    def read(self, groups: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> Iterator[Sample]:
+        """Yield the sample at each (group, row), in order, lazily: members as bytes.
+
+        Raises:
+            CorruptError, NotFoundError, StoreError: of the sample that would come next. The
+                iterator ends with it; the samples before were right.
+        """
+        ...
+
+    def place(self, group: int, row: int) -> Place:
+        """Say where a sample is, even if it can't be read."""
+        ...
+
+    def ahead(self, groups: Iterator[npt.NDArray[np.int64]]) -> AbstractContextManager[None]:
+        """Bring near what these groups need, in this order, while the block runs."""
+        ...

@@ -1,0 +1,94 @@
+"""A source, an order over it and a maker: what a position of an epoch yields."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from shardkit.order.epoch import EpochOrder, ShuffleOptions
+from shardkit.order.hashing import sample_seeds
+from shardkit.order.selection import Selection
+from shardkit.samples.failures import Failed, can_skip
+from shardkit.samples.maker import SampleMaker
+from shardkit.samples.source import Sample, Source
+
+__all__ = ["Outcome", "SampleStream"]
+
+Int64Array = npt.NDArray[np.int64]
+Outcome = list[Sample] | Failed
+"""What a slot yields: samples (one, unless transforms drop or multiply), or why there is none."""
+
+
+@dataclass(frozen=True)
+class SampleStream:
+    """Pure wiring: which samples there are, and how to make them. Thread-safe, picklable.
+
+    Attributes:
+        source: where the bytes are.
+        selection: which of its rows take part.
+        maker: decode and transforms.
+    """
+
+    source: Source
+    selection: Selection
+    maker: SampleMaker
+
+    @property
+    def num_samples(self) -> int:
+        """N: samples of an epoch."""
+        return self.selection.num_samples
+
+    def order(self, options: ShuffleOptions, epoch: int) -> EpochOrder:
+        """The canonical order of an epoch."""
+        return EpochOrder(
+            self.selection.counts,
+            options,
+            epoch,
+            fingerprint=self.source.fingerprint,
+            selection=self.selection.key,
+        )
+
+    def raw(self, ids: Int64Array) -> Iterator[Sample]:
+        """Samples of bytes, in order; ends with the error of the first that fails."""
+        return self.source.read(*self.selection.locate(ids))
+
+    def outcomes(
+        self, ids: Int64Array, positions: Int64Array, *, seed: int, epoch: int
+    ) -> Iterator[Outcome]:
+        """What each slot yields, in order, failures as values.
+
+        Args:
+            ids: int64 [n], sample ids.
+            positions: int64 [n], their canonical positions, for the samples' seeds.
+            seed: of the order.
+            epoch: from 0.
+
+        Raises:
+            TransientError: the network failed past all retries: no sample is skipped for that.
+        """
+        groups, rows = self.selection.locate(ids)
+        seeds = sample_seeds(seed, epoch, positions).tolist()
+        start = 0
+        while start < len(ids):
+            samples = self.source.read(groups[start:], rows[start:])
+            for slot in range(start, len(ids)):
+                start = slot + 1
+                try:
+                    sample = next(samples)
+                except Exception as error:
+                    yield self._failed(groups[slot], rows[slot], error)
+                    break  # the iterator ended with its error: go on behind the slot
+                try:
+                    made = self.maker(sample, self.source.exts, seeds[slot])
+                except Exception as error:
+                    yield self._failed(groups[slot], rows[slot], error)
+                else:
+                    yield made
+
+    def _failed(self, group: np.int64, row: np.int64, error: Exception) -> Failed:
+        if not can_skip(error):
+            raise error
+        return Failed(self.source.place(int(group), int(row)), error)
