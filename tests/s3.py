@@ -61,6 +61,7 @@ def serve_s3(
     latency_s: float = 0.0,
     etag_hash: str = "MD5",
     auth: bool = True,
+    fresh: bool = True,
 ) -> Iterator[S3Endpoint]:
     """Serve ``folder``; its first-level folders are the buckets.
 
@@ -71,6 +72,8 @@ def serve_s3(
         latency_s: added to every request.
         etag_hash: "" makes stat cheap for big files (no MD5 of the content).
         auth: False takes any signature (``ignore_range`` changes what was signed).
+        fresh: False for benchmarks: folders are listed once and remembered for 5 minutes, else
+            every request lists the folder of its object anew.
 
     Note that rclone answers ranges with status 200 (the right bytes, and Content-Range), which
     several clients refuse; over http it answers 206 like other servers.
@@ -78,6 +81,8 @@ def serve_s3(
     arguments = ["s3", "--etag-hash", etag_hash]
     if auth:
         arguments += ["--auth-key", f"{KEY},{SECRET}"]
+    if not fresh:
+        arguments += ["--dir-cache-time", "5m"]
     with _serve(arguments, folder, faults, proxied=proxied, latency_s=latency_s) as (url, proxy):
         options = {
             "key": KEY,
@@ -126,9 +131,9 @@ def _rclone(arguments: list[str], folder: str | Path, log: Path) -> Iterator[int
     command = str(beside) if beside.exists() else shutil.which("rclone")
     if command is None:
         raise RuntimeError("rclone is not installed; pip install 'shardkit[test]' brings it")
-    command_line = [command, "serve", *arguments, str(folder), "--addr", "127.0.0.1:0"]
+    command_line = [command, "serve", arguments[0], str(folder), "--addr", "127.0.0.1:0"]
     command_line += ["--config", "/dev/null", "--log-file", str(log), "--poll-interval", "0"]
-    command_line += ["--dir-cache-time", "0s", "--vfs-cache-mode", "off"]
+    command_line += ["--dir-cache-time", "0s", "--vfs-cache-mode", "off", *arguments[1:]]
     process = subprocess.Popen(command_line, stdin=subprocess.DEVNULL)
     try:
         yield _wait_for_port(process, log)

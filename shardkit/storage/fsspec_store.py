@@ -14,6 +14,7 @@ import fsspec
 
 from shardkit.errors import ConfigError, MissingDependencyError, ShardkitError, TransientError
 from shardkit.storage.boundary import short_range, store_error
+from shardkit.storage.forks import start_anew_in_children
 from shardkit.storage.options import Options
 from shardkit.storage.protocol import ObjectInfo
 from shardkit.storage.ranges import fetch_ranges
@@ -47,6 +48,11 @@ class FsspecStore:
         self._options = options
         self._lock = threading.Lock()
         self._opened: dict[tuple[int, str], Any] = {}  # guarded by _lock
+        start_anew_in_children(self)
+
+    def forget_parent(self) -> None:
+        """Open file systems anew; the parent's belong to its event loop."""
+        self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[type[FsspecStore], tuple[Options]]:
         return FsspecStore, (self._options,)

@@ -10,7 +10,8 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
-from shardkit.errors import ConfigError
+from shardkit.errors import ConfigError, StoreError
+from shardkit.storage.forks import start_anew_in_children
 from shardkit.storage.local import LocalStore
 from shardkit.storage.options import Options, parse_options
 from shardkit.storage.protocol import ObjectInfo, Store
@@ -20,7 +21,8 @@ __all__ = ["Client", "ObjectInfo", "Store", "is_local", "local_path", "open_stor
 
 Client = Literal["auto", "obstore", "fsspec"]
 
-_OBSTORE_SCHEMES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "http", "https"})
+_OBSTORE = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"})
+_HTTP = frozenset({"http", "https"})
 
 
 def open_store(
@@ -51,6 +53,10 @@ class _RoutedStore:
         self._local = LocalStore()
         self._lock = threading.Lock()
         self._far: dict[str, Store] = {}  # by client; guarded by _lock
+        start_anew_in_children(self)
+
+    def forget_parent(self) -> None:
+        self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[type[_RoutedStore], tuple[Options, Client]]:
         return _RoutedStore, (self._options, self._client)
@@ -88,12 +94,59 @@ class _RoutedStore:
     def _of(self, url: str) -> Store:
         if is_local(url):
             return self._local
+        scheme = scheme_of(url)
+        if self._client == "fsspec" or (scheme not in _OBSTORE and scheme not in _HTTP):
+            return self._far_store("fsspec")
+        if scheme in _HTTP:
+            return self._far_store("http")
+        if self._options.extra:
+            return self._refuse_extra(url)
+        if not _obstore_is_usable() or not _obstore_can_spell(url):
+            if self._client == "obstore":
+                raise StoreError(
+                    f"{url}: obstore can't serve it here (an odd key, or a process forked after "
+                    "the parent used obstore); use client='auto', or spawn processes"
+                )
+            return self._far_store("fsspec")
+        return self._far_store("obstore")
+
+    def _refuse_extra(self, url: str) -> Store:
+        if self._client == "obstore":
+            raise ConfigError(
+                f"storage_options {sorted(self._options.extra)} are unknown to obstore ({url}); "
+                "drop them or use client='fsspec'"
+            )
         return self._far_store("fsspec")
 
-    def _far_store(self, client: str) -> Store:
+    def _far_store(self, name: str) -> Store:
         with self._lock:
-            if client not in self._far:
-                from shardkit.storage.fsspec_store import FsspecStore  # noqa: PLC0415 - heavy
+            if name not in self._far:
+                self._far[name] = _open_far(name, self._options)
+            return self._far[name]
 
-                self._far[client] = FsspecStore(self._options)
-            return self._far[client]
+
+def _open_far(name: str, options: Options) -> Store:
+    """Import and make a store; each brings a heavy library that local use never needs."""
+    if name == "obstore":
+        from shardkit.storage.obstore_store import ObstoreStore  # noqa: PLC0415 - heavy
+
+        return ObstoreStore(options)
+    if name == "http":
+        from shardkit.storage.http_store import HttpStore  # noqa: PLC0415 - heavy
+
+        return HttpStore(options)
+    from shardkit.storage.fsspec_store import FsspecStore  # noqa: PLC0415 - heavy
+
+    return FsspecStore(options)
+
+
+def _obstore_is_usable() -> bool:
+    from shardkit.storage.obstore_store import is_usable  # noqa: PLC0415 - heavy
+
+    return is_usable()
+
+
+def _obstore_can_spell(url: str) -> bool:
+    """Can obstore name this key? Its paths have no empty and no dot segments."""
+    key = url.split("://", 1)[1].rstrip("/")
+    return not any(part in ("", ".", "..") for part in key.split("/"))

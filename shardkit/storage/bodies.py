@@ -1,0 +1,71 @@
+"""Reading a far object to its end: a body that breaks is asked for again from its byte."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from shardkit.errors import StoreError, TransientError
+from shardkit.storage.retry import Patience, resumed
+
+__all__ = ["Body", "OpenBody", "read_body", "stream_body"]
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """An answer whose bytes are still to come.
+
+    Attributes:
+        version: of the object, as far as the answer tells; "" unknown.
+        stop: the byte of the object before which the body will end; None if not told.
+        chunks: the bytes; raises ``TransientError`` where the connection breaks.
+    """
+
+    version: str
+    stop: int | None
+    chunks: Iterator[bytes]
+
+
+OpenBody = Callable[[int, "int | None"], Body]
+"""Ask for bytes ``[start, stop)`` of one object; ``stop=None`` is its end."""
+
+
+def stream_body(
+    url: str, open_body: OpenBody, patience: Patience, start: int, stop: int | None
+) -> Iterator[bytes]:
+    """Yield bytes ``[start, stop)`` in order, resuming as often as patience allows.
+
+    Raises:
+        StoreError: the object was replaced while it was read; half of each would be neither.
+        TransientError: it kept breaking.
+    """
+    version: str | None = None
+    end = stop
+
+    def open_at(position: int) -> Iterator[bytes]:
+        nonlocal version, end
+        if position == end:
+            return
+        body = open_body(position, end)
+        if version is None:
+            version, end = body.version, body.stop if end is None else end
+        elif body.version != version:
+            raise StoreError(
+                f"{url} was replaced while it was read (version {version} became "
+                f"{body.version}); read it again"
+            )
+        for chunk in body.chunks:
+            position += len(chunk)
+            yield chunk
+        if end is not None and position != end:
+            raise TransientError(f"{url}: the body ended at byte {position} of {end}")
+
+    yield from resumed(patience, open_at, start)
+
+
+def read_body(
+    url: str, open_body: OpenBody, patience: Patience, start: int = 0, stop: int | None = None
+) -> bytes:
+    """Return bytes ``[start, stop)`` in one piece."""
+    chunks = list(stream_body(url, open_body, patience, start, stop))
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)

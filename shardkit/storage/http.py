@@ -1,0 +1,270 @@
+"""A plain HTTP/1.1 client over kept connections: for web servers and for signed URLs.
+
+It takes what others refuse: a range answered with status 200 (the right bytes, or the whole
+object, out of which the range is cut), URLs with a query, redirects, servers without HEAD. It has
+no threads of its own and so works in any child of a fork.
+"""
+
+from __future__ import annotations
+
+import http.client
+import re
+import ssl
+import threading
+import urllib.request
+from collections.abc import Iterator, Mapping
+from urllib.parse import quote, urljoin, urlsplit
+
+from shardkit.errors import ConfigError, CorruptError, NotFoundError, StoreError, TransientError
+from shardkit.storage.bodies import Body
+from shardkit.storage.boundary import short_range
+from shardkit.storage.forks import start_anew_in_children
+
+__all__ = ["HttpClient", "plain_url"]
+
+CHUNK = 1 << 20
+MAX_IDLE = 64
+"""Idle connections kept per host; as many as fetch ever uses at once."""
+
+_CONNECT_S = 10.0
+_TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504, 509, 529})
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_MAX_REDIRECTS = 5
+_BROKEN = (OSError, http.client.HTTPException)
+_Host = tuple[str, str]
+
+
+class HttpClient:
+    """GET and HEAD with ranges over a pool of connections. Thread-safe; safe after a fork.
+
+    Args:
+        headers: sent with every request.
+        stall_s: a connection that sends nothing for so long is dropped: ``TransientError``.
+    """
+
+    def __init__(self, headers: Mapping[str, str], stall_s: float) -> None:
+        self._headers = {"Accept-Encoding": "identity", "User-Agent": "shardkit", **headers}
+        self._stall_s = stall_s
+        self._lock = threading.Lock()
+        self._idle: dict[_Host, list[http.client.HTTPConnection]] = {}  # guarded by _lock
+        start_anew_in_children(self)
+
+    def forget_parent(self) -> None:
+        """Leave the parent's connections to the parent."""
+        self._lock = threading.Lock()
+        self._idle = {}
+
+    def head(self, url: str, name: str) -> tuple[int, str]:
+        """Return size (-1 unknown) and version ("" unknown) of ``url``, called ``name`` in errors.
+
+        A server that refuses HEAD is asked for the first byte instead.
+        """
+        try:
+            connection, answer, _ = self._ask("HEAD", url, name, {})
+        except NotFoundError:
+            raise
+        except StoreError:
+            connection, answer, _ = self._ask("GET", url, name, {"Range": "bytes=0-0"})
+        try:
+            total = _content_range(answer)
+            size = total[1] if total else _length(answer)
+            return (-1 if size is None else size), _version(answer)
+        finally:
+            connection.close()
+
+    def open(self, url: str, name: str, start: int, stop: int | None) -> Body:
+        """Ask for bytes ``[start, stop)``; ``stop=None`` is the end."""
+        headers = {}
+        if start > 0 or stop is not None:
+            headers["Range"] = f"bytes={start}-" + ("" if stop is None else str(stop - 1))
+        connection, answer, host = self._ask("GET", url, name, headers)
+        try:
+            skip, wanted = _place_in_answer(answer, name, start, stop)
+        except BaseException:
+            connection.close()
+            raise
+        chunks = self._chunks(connection, answer, host, name, skip, wanted)
+        end = stop if wanted is None else start + wanted
+        return Body(_version(answer), end, chunks)
+
+    def _chunks(
+        self,
+        connection: http.client.HTTPConnection,
+        answer: http.client.HTTPResponse,
+        host: _Host,
+        name: str,
+        skip: int,
+        wanted: int | None,
+    ) -> Iterator[bytes]:
+        done = False
+        try:
+            while skip and (dropped := answer.read(min(skip, CHUNK))):
+                skip -= len(dropped)
+            while wanted is None or wanted > 0:
+                chunk = answer.read(CHUNK if wanted is None else min(CHUNK, wanted))
+                if not chunk:
+                    break
+                if wanted is not None:
+                    wanted -= len(chunk)
+                yield chunk
+            if not answer.isclosed() and answer.length == 0:
+                answer.read()
+            done = answer.isclosed() and not answer.will_close
+        except _BROKEN as error:
+            raise TransientError(f"{name}: the body broke: {error!r}") from error
+        finally:
+            if done:
+                self._give_back(host, connection)
+            else:
+                connection.close()
+
+    def _ask(
+        self, method: str, url: str, name: str, headers: Mapping[str, str]
+    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse, _Host]:
+        """Send a request, following redirects; a kept connection gone stale is replaced once."""
+        for _ in range(_MAX_REDIRECTS + 1):
+            host, target = _host_and_target(url)
+            connection, kept = self._take(host)
+            try:
+                try:
+                    answer = _exchange(connection, method, target, {**self._headers, **headers})
+                except (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError):
+                    if not kept:
+                        raise
+                    connection.close()
+                    connection = _connect(host, self._stall_s)
+                    answer = _exchange(connection, method, target, {**self._headers, **headers})
+            except _BROKEN as error:
+                connection.close()
+                raise TransientError(f"cannot read {name}: {error!r}") from error
+            if answer.status not in _REDIRECTS:
+                break
+            connection.close()
+            url = urljoin(url, answer.headers.get("Location", url))
+        try:
+            _raise_for_status(answer, name)
+        except BaseException:
+            connection.close()
+            raise
+        return connection, answer, host
+
+    def _take(self, host: _Host) -> tuple[http.client.HTTPConnection, bool]:
+        with self._lock:
+            idle = self._idle.get(host)
+            if idle:
+                return idle.pop(), True
+        return _connect(host, self._stall_s), False
+
+    def _give_back(self, host: _Host, connection: http.client.HTTPConnection) -> None:
+        with self._lock:
+            idle = self._idle.setdefault(host, [])
+            if len(idle) < MAX_IDLE:
+                idle.append(connection)
+                return
+        connection.close()
+
+
+def plain_url(url: str) -> str:
+    """Return the URL with what may not stand in a request line quoted; escapes are left alone."""
+    return quote(url, safe="/:?#[]@!$&'()*+,;=%~-._")
+
+
+def _host_and_target(url: str) -> tuple[_Host, str]:
+    parts = urlsplit(plain_url(url))
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise ConfigError(f"{url!r} is not an http URL with a host")
+    target = parts.path or "/"
+    return (parts.scheme, parts.netloc), f"{target}?{parts.query}" if parts.query else target
+
+
+def _connect(host: _Host, stall_s: float) -> http.client.HTTPConnection:
+    """Return a connection, through the proxy that the system names for this host, if any."""
+    scheme, netloc = host
+    proxy = urllib.request.getproxies().get(scheme)
+    if proxy and not urllib.request.proxy_bypass(netloc.split("@")[-1]):
+        through = urlsplit(proxy if "://" in proxy else f"http://{proxy}").netloc
+        connection = _new(scheme, through, stall_s)
+        connection.set_tunnel(netloc)
+        return connection
+    return _new(scheme, netloc, stall_s)
+
+
+def _new(scheme: str, netloc: str, stall_s: float) -> http.client.HTTPConnection:
+    if scheme == "https":
+        context = ssl.create_default_context()
+        return http.client.HTTPSConnection(netloc, timeout=stall_s, context=context)
+    return http.client.HTTPConnection(netloc, timeout=stall_s, blocksize=CHUNK)
+
+
+def _exchange(
+    connection: http.client.HTTPConnection, method: str, target: str, headers: Mapping[str, str]
+) -> http.client.HTTPResponse:
+    connection.request(method, target, headers=dict(headers))
+    return connection.getresponse()
+
+
+def _place_in_answer(
+    answer: http.client.HTTPResponse, name: str, start: int, stop: int | None
+) -> tuple[int, int | None]:
+    """Return how many bytes of an answer to skip, and how many to take (None: to its end).
+
+    Raises:
+        CorruptError: the object ends before ``stop``.
+        TransientError: the server sent another range.
+    """
+    length = _length(answer)
+    asked = None if stop is None else stop - start
+    found = _content_range(answer)
+    if found is not None:  # with status 206, or 200 as some servers have it
+        first, total = found
+        if first != start:
+            raise TransientError(f"{name}: asked for byte {start}, the server sent byte {first}")
+        if stop is not None and total is not None and stop > total:
+            raise short_range(name, start, stop, total)
+        return 0, length if asked is None else asked
+    if asked is not None and length == asked:
+        return 0, asked  # a range without Content-Range, or the whole object and that is right
+    if length is None:
+        return start, asked
+    if max(start, stop or 0) > length:
+        raise short_range(name, start, length if stop is None else stop, length)
+    return start, length - start if asked is None else asked
+
+
+def _raise_for_status(answer: http.client.HTTPResponse, name: str) -> None:
+    status = answer.status
+    if status in (200, 203, 206):
+        return
+    said = f"the server said {status} {answer.reason}"
+    if status in (404, 410):
+        raise NotFoundError(f"cannot read {name}: {said}; there is no such object")
+    if status == 416:
+        found = re.match(r"bytes \*/(\d+)", answer.headers.get("Content-Range", ""))
+        raise CorruptError(
+            f"{name}: {said}: the object{f' has {found[1]} bytes and' if found else ''} ends before "
+            "the range that was asked for; it was cut or replaced since it was indexed"
+        )
+    if status in _TRANSIENT:
+        raise TransientError(f"cannot read {name}: {said}")
+    if status in (401, 403, 407):
+        raise StoreError(f"cannot read {name}: {said}; check rights and keys")
+    raise StoreError(f"cannot read {name}: {said}")
+
+
+def _length(answer: http.client.HTTPResponse) -> int | None:
+    told = answer.headers.get("Content-Length")
+    return int(told) if told and told.isdigit() else None
+
+
+def _content_range(answer: http.client.HTTPResponse) -> tuple[int, int | None] | None:
+    found = re.match(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("Content-Range", ""))
+    if found is None:
+        return None
+    return int(found[1]), None if found[2] == "*" else int(found[2])
+
+
+def _version(answer: http.client.HTTPResponse) -> str:
+    """Return etag, else the time of the last change, else ""."""
+    if etag := answer.headers.get("ETag"):
+        return etag.removeprefix("W/").strip('"')
+    return answer.headers.get("Last-Modified", "")

@@ -1,0 +1,77 @@
+"""The store for web servers: reads only, through our own plain client."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from shardkit.errors import StoreError
+from shardkit.storage.bodies import OpenBody, read_body, stream_body
+from shardkit.storage.http import HttpClient
+from shardkit.storage.options import Options
+from shardkit.storage.protocol import ObjectInfo
+from shardkit.storage.ranges import fetch_ranges
+from shardkit.storage.retry import retried
+
+__all__ = ["HttpStore"]
+
+
+class HttpStore:
+    """``http://`` and ``https://`` URLs, queries included. See ``Store`` for the contract."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._patience = options.patience
+        self._client = HttpClient(options.headers, options.stall_s)
+
+    def __reduce__(self) -> tuple[type[HttpStore], tuple[Options]]:
+        return HttpStore, (self._options,)
+
+    def stat(self, url: str) -> ObjectInfo:
+        """Return what HEAD tells: size, and etag or time of the last change."""
+        size, version = retried(self._patience, lambda: self._client.head(url, url))
+        return ObjectInfo(url, size, version)
+
+    def get(self, url: str) -> bytes:
+        """Return a whole object."""
+        return read_body(url, self._opener(url), self._patience)
+
+    def get_range(self, url: str, start: int, stop: int) -> bytes:
+        """Return ``[start, stop)``."""
+        if start == stop:
+            return b""
+        return read_body(url, self._opener(url), self._patience, start, stop)
+
+    def get_ranges(self, url: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        """Return each range; near ones in one request, several requests at once."""
+        return fetch_ranges(ranges, lambda start, stop: self.get_range(url, start, stop))
+
+    def get_chunks(self, url: str, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+        """Stream ``[start, stop)``."""
+        return stream_body(url, self._opener(url), self._patience, start, stop)
+
+    def put(self, url: str, data: bytes) -> None:
+        """Web servers are read only."""
+        del data
+        raise _read_only(url)
+
+    def put_file(self, url: str, path: str) -> None:
+        """Web servers are read only."""
+        del path
+        raise _read_only(url)
+
+    def list(self, url: str) -> Iterator[ObjectInfo]:
+        """Web servers tell no list of their objects."""
+        raise StoreError(
+            f"cannot list {url}: http has no folders; name the objects in an index or a list file"
+        )
+
+    def delete(self, url: str) -> None:
+        """Web servers are read only."""
+        raise _read_only(url)
+
+    def _opener(self, url: str) -> OpenBody:
+        return lambda start, stop: self._client.open(url, url, start, stop)
+
+
+def _read_only(url: str) -> StoreError:
+    return StoreError(f"cannot write {url}: web servers are read only; write to s3:// or a folder")

@@ -1,0 +1,387 @@
+"""The store over obstore: S3, Google and Azure, many objects at once at little cost.
+
+obstore's threads do not survive a fork, and touching its objects in a forked child can hang the
+child and the parent too. So a child that was forked after first use gets ``is_usable() == False``
+and must go elsewhere; what it inherited is kept unreachable and never freed.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import obstore
+import obstore.exceptions
+import obstore.store
+
+from shardkit.errors import ConfigError, ShardkitError, StoreError, TransientError
+from shardkit.storage.bodies import Body, OpenBody, read_body, stream_body
+from shardkit.storage.boundary import short_range, store_error
+from shardkit.storage.credentials import AwsCredentials, find_aws
+from shardkit.storage.forks import start_anew_in_children
+from shardkit.storage.http import HttpClient
+from shardkit.storage.options import Options
+from shardkit.storage.protocol import ObjectInfo
+from shardkit.storage.ranges import fetch_ranges
+from shardkit.storage.retry import retried
+from shardkit.storage.urls import scheme_of
+
+__all__ = ["ObstoreStore", "is_usable"]
+
+T = TypeVar("T")
+
+CHUNK = 1 << 20
+"""Bytes a chunk of a streamed body: 1 MiB was faster than 8 and took less processor time."""
+
+PART = 16 << 20
+"""Bytes a part of an upload; S3 wants at least 5 MiB, and at most 10,000 parts."""
+
+_UPLOADS = 4
+_SIGNED_FOR = timedelta(hours=1)
+_FAMILY = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"} | dict.fromkeys(
+    ("az", "abfs", "abfss"), "az"
+)
+_NOT_PARTIAL = re.compile(r"NotPartial|RangeNotSupported|non-partial response")
+_PAST_END = re.compile(r"\b416\b|InvalidRange|InvalidGetRange|greater than the length|StartTooLarge")
+_STATUS = re.compile(r"status code: (\d{3})|\((\d{3}) [A-Z][A-Za-z ]+\)")
+
+
+class _Inheritance:
+    """What this process was born with: clients of a parent that must not be touched or freed."""
+
+    def __init__(self) -> None:
+        self.used = False
+        self.usable = True
+        self.graveyard: list[Any] = []
+        start_anew_in_children(self)
+
+    def forget_parent(self) -> None:
+        self.usable = self.usable and not self.used
+
+
+_inheritance = _Inheritance()
+
+
+def is_usable() -> bool:
+    """May obstore run in this process? Not if a parent had used it before it forked us."""
+    return _inheritance.usable
+
+
+class ObstoreStore:
+    """``s3://``, ``gs://`` and ``az://`` URLs. See ``Store`` for the contract."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._patience = options.patience
+        self._lock = threading.Lock()
+        self._clients: dict[tuple[str, str, int], Any] = {}  # guarded by _lock
+        self._signed = HttpClient({}, options.stall_s)
+        # Buckets whose server answers ranges in a way that obstore refuses: set once, only grows.
+        self._refused: set[str] = set()
+        start_anew_in_children(self)
+
+    def __reduce__(self) -> tuple[type[ObstoreStore], tuple[Options]]:
+        return ObstoreStore, (self._options,)
+
+    def forget_parent(self) -> None:
+        """Bury the parent's clients: to free them here would touch the parent's sockets."""
+        _inheritance.graveyard.append(self._clients)
+        self._lock = threading.Lock()
+        self._clients = {}
+
+    def stat(self, url: str) -> ObjectInfo:
+        """Return size and etag."""
+        client, key, _ = self._reader(url)
+        meta = self._retried("stat", url, lambda: obstore.head(client, key))
+        return _object_info(url, meta)
+
+    def get(self, url: str) -> bytes:
+        """Return a whole object; one call into obstore unless something breaks."""
+        client, key, _ = self._reader(url)
+        try:
+            return bytes(obstore.get(client, key).bytes())
+        except Exception as error:
+            mapped = _mapped("read", url, error)
+            if not isinstance(mapped, TransientError):
+                raise mapped from error
+        return read_body(url, self._opener(url), self._patience)
+
+    def get_range(self, url: str, start: int, stop: int) -> bytes:
+        """Return ``[start, stop)``."""
+        if start == stop:
+            return b""
+        client, key, bucket = self._reader(url)
+        if bucket not in self._refused:
+            try:
+                data = bytes(obstore.get_range(client, key, start=start, end=stop))
+                if len(data) == stop - start:
+                    return data
+                raise short_range(url, start, stop, start + len(data))
+            except Exception as error:
+                if not self._note_refusal(bucket, error):
+                    mapped = self._mapped_range(url, start, stop, error)
+                    if not isinstance(mapped, TransientError):
+                        raise mapped from error
+        return read_body(url, self._opener(url), self._patience, start, stop)
+
+    def get_ranges(self, url: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        """Return each range; near ones in one request, several requests at once."""
+        return fetch_ranges(ranges, lambda start, stop: self.get_range(url, start, stop))
+
+    def get_chunks(self, url: str, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+        """Stream ``[start, stop)``."""
+        return stream_body(url, self._opener(url), self._patience, start, stop)
+
+    def put(self, url: str, data: bytes) -> None:
+        """Write an object with one PUT, or in parts if it is big."""
+        client, key, _ = self._writer(url)
+        self._retried(
+            "write",
+            url,
+            lambda: obstore.put(client, key, data, chunk_size=PART, max_concurrency=_UPLOADS),
+        )
+
+    def put_file(self, url: str, path: str) -> None:
+        """Write a local file's content in parts, a few at once."""
+        client, key, _ = self._writer(url)
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+        part = max(PART, math.ceil(size / 9_000))
+        self._retried(
+            "write",
+            url,
+            lambda: obstore.put(
+                client, key, Path(path), chunk_size=part, max_concurrency=_UPLOADS
+            ),
+        )
+
+    def list(self, url: str) -> Iterator[ObjectInfo]:
+        """Yield all objects below a folder, as the far end lists them: sorted by key."""
+        client, prefix, _ = self._writer(url)
+        base = url[: len(url) - len(prefix)] if prefix else url.rstrip("/") + "/"
+        folder = prefix.rstrip("/") or None
+        last: str | None = None
+
+        def open_after() -> Iterator[Any]:
+            return iter(obstore.list(client, folder, offset=last, chunk_size=1000))
+
+        stream = open_after()
+        failures = 0
+        while True:
+            try:
+                batch = next(stream, None)
+            except Exception as error:
+                mapped = _mapped("list", url, error)
+                failures += 1
+                if not isinstance(mapped, TransientError) or failures > self._patience.max_attempts:
+                    raise mapped from error
+                stream = open_after()
+                continue
+            if batch is None:
+                return
+            failures = 0
+            for meta in batch:
+                last = str(meta["path"])
+                yield _object_info(base + last, meta)
+
+    def delete(self, url: str) -> None:
+        """Delete one object if it is there."""
+        client, key, _ = self._writer(url)
+        try:
+            self._retried("delete", url, lambda: obstore.delete(client, key))
+        except FileNotFoundError:
+            return
+
+    def _opener(self, url: str) -> OpenBody:
+        client, key, bucket = self._reader(url)
+
+        def open_body(start: int, stop: int | None) -> Body:
+            if bucket in self._refused and (start > 0 or stop is not None):
+                signed = obstore.sign(client, "GET", key, _SIGNED_FOR)
+                return self._signed.open(signed, url, start, stop)
+            try:
+                found = obstore.get(client, key, options=_range_options(start, stop))
+            except Exception as error:
+                if self._note_refusal(bucket, error):
+                    return open_body(start, stop)
+                raise self._mapped_range(url, start, stop or start, error) from error
+            size = int(found.meta["size"])
+            if stop is not None and stop > size:
+                raise short_range(url, start, stop, size)
+            end = size if stop is None else stop
+            return Body(_version(found.meta), end, _chunks(url, found))
+
+        return open_body
+
+    def _mapped_range(self, url: str, start: int, stop: int, error: Exception) -> Exception:
+        """Map an error of a ranged read; one past the end of the object is its own kind."""
+        if _PAST_END.search(str(error)):
+            return short_range(url, start, stop, self.stat(url).size)
+        return _mapped("read", url, error)
+
+    def _note_refusal(self, bucket: str, error: BaseException) -> bool:
+        """Was a range answered in a way that obstore refuses? Then sign URLs and fetch plainly."""
+        if _NOT_PARTIAL.search(str(error)) is None:
+            return False
+        self._refused.add(bucket)
+        return True
+
+    def _retried(self, verb: str, url: str, ask: Callable[[], T]) -> T:
+        def once() -> T:
+            try:
+                return ask()
+            except Exception as error:
+                raise _mapped(verb, url, error) from error
+
+        return retried(self._patience, once)
+
+    def _reader(self, url: str) -> tuple[Any, str, str]:
+        """Return a client that does not retry by itself (we resume instead), key and bucket."""
+        return self._client(url, 0)
+
+    def _writer(self, url: str) -> tuple[Any, str, str]:
+        """Return a client that retries each part of an upload, each page of a list by itself."""
+        return self._client(url, self._patience.max_attempts)
+
+    def _client(self, url: str, max_retries: int) -> tuple[Any, str, str]:
+        scheme = scheme_of(url)
+        bucket, _, key = url.split("://", 1)[1].partition("/")
+        if not bucket:
+            raise ConfigError(f"{url!r} names no bucket")
+        place = (scheme, bucket, max_retries)
+        with self._lock:
+            if place not in self._clients:
+                _inheritance.used = True
+                self._clients[place] = _open_client(scheme, bucket, self._options, max_retries)
+            return self._clients[place], key, f"{scheme}://{bucket}"
+
+
+def _open_client(scheme: str, bucket: str, options: Options, max_retries: int) -> Any:
+    patience = options.patience
+    arguments: dict[str, Any] = {
+        "client_options": {
+            "allow_http": True,
+            "connect_timeout": timedelta(seconds=min(10.0, patience.stall_s)),
+            "read_timeout": timedelta(seconds=patience.stall_s),
+            "timeout": timedelta(days=1),  # of a whole body: big ones may take long
+        },
+        "retry_config": {
+            "max_retries": max_retries,
+            "retry_timeout": timedelta(minutes=5),
+            "backoff": {
+                "init_backoff": timedelta(seconds=patience.first_wait_s),
+                "max_backoff": timedelta(seconds=patience.max_wait_s),
+                "base": 2,
+            },
+        },
+    }
+    family = _FAMILY[scheme]
+    try:
+        if family == "s3":
+            config, provider = _s3_config(options.with_environment())
+            if provider is not None:
+                arguments["credential_provider"] = provider
+            return obstore.store.S3Store(bucket, config=config, **arguments)
+        if family == "gs":
+            return obstore.store.GCSStore(bucket, config=_gs_config(options), **arguments)
+        account, container = _az_place(bucket, options)
+        return obstore.store.AzureStore(
+            container, config=_az_config(options, account), **arguments
+        )
+    except (obstore.exceptions.BaseError, ValueError) as error:
+        raise ConfigError(f"cannot open {scheme}://{bucket}: {error}") from error
+
+
+def _s3_config(options: Options) -> tuple[dict[str, Any], AwsCredentials | None]:
+    region, provider = options.region, None
+    if options.key is None and not options.anon:
+        provider, found = find_aws(options.profile)
+        region = region or found
+    config = _given(
+        access_key_id=options.key,
+        secret_access_key=options.secret,
+        session_token=options.token if options.key is not None else None,
+        endpoint=options.endpoint_url,
+        region=region or "us-east-1",
+        skip_signature=options.anon,
+    )
+    return config, provider
+
+
+def _gs_config(options: Options) -> dict[str, Any]:
+    anon = options.anon or options.token == "anon"  # noqa: S105 - gcsfs' word for no token
+    return _given(
+        application_credentials=None if anon else options.token,
+        base_url=options.endpoint_url,
+        skip_signature=anon or None,
+    )
+
+
+def _az_config(options: Options, account: str | None) -> dict[str, Any]:
+    return _given(
+        account_name=account,
+        account_key=options.account_key,
+        sas_key=options.sas_token,
+        endpoint=options.endpoint_url,
+        skip_signature=options.anon,
+    )
+
+
+def _az_place(bucket: str, options: Options) -> tuple[str | None, str]:
+    """Return account and container of ``container@account.dfs.core.windows.net`` or a name."""
+    container, _, host = bucket.partition("@")
+    return (host.split(".", 1)[0] if host else options.account_name), container
+
+
+def _given(**config: Any) -> dict[str, Any]:
+    return {name: value for name, value in config.items() if value is not None}
+
+
+def _range_options(start: int, stop: int | None) -> dict[str, Any]:
+    if stop is not None:
+        return {"range": (start, stop)}
+    return {"range": {"offset": start}} if start > 0 else {}
+
+
+def _chunks(url: str, found: Any) -> Iterator[bytes]:
+    try:
+        for chunk in found.stream(min_chunk_size=CHUNK):
+            yield bytes(chunk)
+    except obstore.exceptions.BaseError as error:
+        raise TransientError(f"{url}: the body broke: {_first_line(error)}") from error
+
+
+def _version(meta: Any) -> str:
+    if etag := meta["e_tag"]:
+        return str(etag).removeprefix("W/").strip('"')
+    return f"{meta['size']}-{meta['last_modified'].timestamp()}"
+
+
+def _object_info(url: str, meta: Any) -> ObjectInfo:
+    return ObjectInfo(url, int(meta["size"]), _version(meta))
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).split("\n\nDebug source", 1)[0].strip().replace("\n", " ")[:500]
+
+
+def _mapped(verb: str, url: str, error: Exception) -> Exception:
+    """Map what obstore raised. Its one ``GenericError`` holds the network's and the server's."""
+    said = _first_line(error)
+    if isinstance(error, (ShardkitError, FileNotFoundError)):
+        return store_error(verb, url, error)
+    denied = (obstore.exceptions.PermissionDeniedError, obstore.exceptions.UnauthenticatedError)
+    if isinstance(error, denied):
+        return StoreError(f"cannot {verb} {url}: not permitted; check rights and keys ({said})")
+    status = _STATUS.search(said)
+    if isinstance(error, obstore.exceptions.GenericError):
+        code = int(status[1] or status[2]) if status else 0
+        if not 400 <= code < 500 or code in (408, 425, 429):
+            return TransientError(f"cannot {verb} {url}: {said}")
+    return StoreError(f"cannot {verb} {url}: {said}")
