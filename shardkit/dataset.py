@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from shardkit.decode.registry import DecodeOption
 from shardkit.errors import ConfigError, ShardkitError, StateError
@@ -56,7 +55,7 @@ class _EpochCounter:
         if _Base is not object:
             import torch  # noqa: PLC0415 - an extra
 
-            self._next = torch.zeros(_MAX_WORKERS, dtype=torch.int64).share_memory_()
+            self._next = torch.zeros(_MAX_WORKERS, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
 
     def peek(self, worker: int = 0) -> int:
         """The epoch that the worker's next iteration will be."""
@@ -92,7 +91,7 @@ class _Progress:
         return int(self.block.stops[self.done])
 
 
-class SampleDataset(_Base):  # type: ignore[misc]
+class SampleDataset(_Base):
     """What all data sets of samples share: order, share of the world, position, failures.
 
     A torch ``IterableDataset`` where torch is installed, a plain iterable where it is not.
@@ -229,7 +228,7 @@ class SampleDataset(_Base):  # type: ignore[misc]
         if loaded.shuffle != self._options.shuffle:
             raise StateError(
                 f"the state was saved with shuffle={loaded.shuffle!r}, this data set has "
-                f"{self._options.shuffle!r}: use the same one to continue in the middle of its order"
+                f"{self._options.shuffle!r}: use the same one to continue within its order"
             )
         with self._lock:
             self._options = loaded.options()

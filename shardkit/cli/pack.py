@@ -76,7 +76,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _closing(summary: PackSummary) -> str:
     seconds = max(summary.seconds, 1e-9)
-    rates = f"{summary.num_samples / seconds:,.0f} samples/s, {show_size(summary.num_bytes / seconds)}/s"
+    speed = show_size(summary.num_bytes / seconds)
+    rates = f"{summary.num_samples / seconds:,.0f} samples/s, {speed}/s"
     what = f"{summary.num_samples:,} samples in {summary.num_shards:,} shards"
     lines = [f"{what}, {show_size(summary.num_bytes)}, in {summary.seconds:,.1f} s ({rates})"]
     if summary.num_resumed:

@@ -55,6 +55,7 @@ class PackOptions:
     metadata_member: str = "auto"
 
     def __post_init__(self) -> None:
+        """Check every value."""
         object.__setattr__(self, "shard_size", parse_size(self.shard_size, "shard_size"))
         if self.samples_per_shard is not None and self.samples_per_shard < 1:
             raise ConfigError(f"samples_per_shard={self.samples_per_shard} must be at least 1")
@@ -248,7 +249,7 @@ def _boundaries(
         return options.samples_per_shard, ()
     shard_size = int(options.shard_size) - len(END_OF_TAR)
     json_bytes = _mean_json_bytes(sample, json_columns)
-    if all(_sizes_known(rows) for rows in sample):
+    if options.shuffle == "none" and all(_sizes_known(rows) for rows in sample):
         return None, tuple(_exact_starts(index, shard_size, json_bytes))
     sizes = _sampled_sizes(sample, store)
     return max(1, int(shard_size // (np.mean(sizes) + json_bytes))), ()

@@ -33,6 +33,7 @@ from shardkit.index.rows import Rows
 from shardkit.pack.executors import Report
 from shardkit.pack.output import Output
 from shardkit.pack.plan import Plan
+from shardkit.pack.shuffle import shuffled_rows
 from shardkit.pack.sources import Content, RowError, read_members
 from shardkit.pack.tarfile import TarWriter
 
@@ -55,11 +56,17 @@ class ShardTask:
         start, stop = self.plan.rows(item)
         with self.output.temporary() as path, TarWriter(path) as tar:
             body = _Body(self.plan, self.output, tar)
-            for rows in read_index(self.index, start, stop):
+            for rows in self._rows(start, stop):
                 before = tar.size
                 body.add(rows)
                 report(len(rows.keys), tar.size - before)
             return self._publish(name, path, stop - start, body)
+
+    def _rows(self, start: int, stop: int) -> Iterator[Rows]:
+        options = self.plan.options
+        if options.shuffle == "global":
+            return shuffled_rows(self.index, options.seed, start, stop, _ROWS_AT_ONCE)
+        return read_index(self.index, start, stop)
 
     def _publish(self, name: str, path: str, num_rows: int, body: _Body) -> ShardRecord:
         offsets = encode_offsets([*body.offsets, body.tar.size])

@@ -73,7 +73,7 @@ class _Block:
     ) -> None:
         self.rows = rows
         if len(shards) == 1:
-            self.pieces = [(next(iter(shards.values())), slice(None))]
+            self.pieces: list[tuple[OpenShard, Any]] = [(next(iter(shards.values())), slice(None))]
         else:
             by_group = np.argsort(groups, kind="stable")
             cuts = np.flatnonzero(np.diff(groups[by_group])) + 1
