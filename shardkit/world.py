@@ -1,5 +1,8 @@
-"""What this process is: rank, node and worker. The one reader of torch.distributed, of torchrun's
-environment and of torch's worker info; it never initialises anything and works without torch."""
+"""What this process is: rank, node and worker.
+
+The one reader of torch.distributed, of torchrun's environment and of torch's worker info. It never
+initialises anything, and it works without torch.
+"""
 
 from __future__ import annotations
 

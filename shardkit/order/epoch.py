@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -24,7 +25,11 @@ ORDER_VERSION = 1
 DEFAULT_BUFFER_SIZE = 10_000
 
 # Hashes are scaled to a buffer by their upper 32 bits.
-MAX_BUFFER_SIZE = 2**32
+MAX_BUFFER_SIZE = 2**30
+
+# Neighbours in the mixed order come from rows a third of the spread apart on average: with three,
+# buffer_size apart, as neighbours do that leave a shuffle buffer of buffer_size samples.
+_SPREAD = 3
 
 Shuffle = Literal["none", "shard", "buffer", "global"]
 
@@ -36,7 +41,9 @@ class ShuffleOptions:
     Attributes:
         shuffle: "none", "shard" (groups permuted, rows in order), "buffer" (that, mixed within
             ``buffer_size``) or "global" (every sample anywhere).
-        buffer_size: how far, in samples, "buffer" mixes; it costs disk, not memory.
+        buffer_size: how far apart, in samples, neighbours in "buffer" mode come from on average,
+            as with a shuffle buffer of that size; samples move by up to 1.5 times as far. It
+            costs disk, not memory.
         seed: any integer from 0 to 2⁶³ - 1.
         num_lanes: L; the default of a dataset is its number of nodes, 1 for "none".
     """
@@ -181,7 +188,7 @@ class EpochOrder:
             if first == last:
                 continue
             lane_start, lane_stop = self.lanes.bounds(lane)
-            reach = self._width(lane) if self.options.shuffle == "buffer" else 0
+            reach = self._reach(lane) if self.options.shuffle == "buffer" else 0
             low, high = lane_start + first - reach, lane_start + last + reach
             pieces.append((max(low, lane_start), min(high, lane_stop)))
             if low < lane_start:
@@ -203,7 +210,12 @@ class EpochOrder:
 
     def _width(self, lane: int) -> int:
         start, stop = self.lanes.bounds(lane)
-        return min(-(-self.options.buffer_size // self.num_lanes), stop - start)
+        return min(-(-_SPREAD * self.options.buffer_size // self.num_lanes), stop - start)
+
+    def _reach(self, lane: int) -> int:
+        """Return how far from their place rows are looked for: seven standard deviations."""
+        width = self._width(lane)
+        return width // 2 + 4 * math.isqrt(width) + 8
 
     def _mixing(self, lane: int) -> BufferMixing:
         mixing = self._mixings.get(lane)

@@ -1,9 +1,12 @@
 """Buffer mixing that can seek: what a shuffle buffer does, as a pure function of the place.
 
-Row x of a lane of n rows gets the integer key (x + u) mod n, where u is a hash of x in [0, w).
-Rows leave by key; rows of one key leave by ten more bits of the hash. So a row moves by at most
-about w places, the end of a lane is mixed into its start just as its middle is mixed, and to know
-which rows leave at a place one looks only at the rows within w of it.
+Row x of a lane of n rows gets the integer key (x + u) mod n, where u is a hash of x, uniform in
+[-w/2, w/2). Rows leave by key; rows of one key leave by ten more bits of the hash. So a row moves
+by about w/2 places at most, the end of a lane is mixed into its start just as its middle is mixed,
+and to know which rows leave at a place one looks only at the rows about w/2 around it.
+
+Inside, u runs from 0 to w and the rows of the lane are numbered from its row w/2 on, so that keys
+never fall below their row.
 """
 
 from __future__ import annotations
@@ -35,7 +38,7 @@ class BufferMixing:
         start: where the lane starts on the line; hashes count from the line's start, so that
             lanes are mixed independently of each other.
         size: n, the rows of the lane, at least 1.
-        width: w, 1 ≤ w ≤ min(n, 2³²).
+        width: w, at least 1 and at most n and 2³².
         key: 64 bits, a hash of seed and epoch.
         head: how many rows wrap around to the start of the lane.
     """
@@ -70,8 +73,9 @@ class BufferMixing:
         packed.sort()
         packed &= np.uint64((1 << _ROW_BITS) - 1)
         rows = packed[start - before : stop - before].view(np.int64)
-        rows += first_key - self.width
+        rows += first_key - self.width + self.width // 2
         rows[rows < 0] += self.size
+        rows[rows >= self.size] -= self.size
         return rows
 
     def _between(self, first_key: int, stop_key: int) -> tuple[int, npt.NDArray[np.uint64]]:

@@ -1,0 +1,116 @@
+"""Shuffle quality of every mode on a sorted data set, beside webdataset and MosaicML's py1e.
+
+python benchmarks/shuffle_quality.py [--samples 1000000] [--plot docs/shuffle_quality.png] [--json F]
+
+Peers that are not installed are left out. matplotlib (extra "docs") makes the plot.
+"""
+
+import argparse
+import json
+import random
+from dataclasses import asdict
+
+import numpy as np
+
+from shardkit.order.epoch import EpochOrder, ShuffleOptions
+from shardkit.order.hashing import hash_range
+from shardkit.order.quality import measure_stretches
+
+SHARD = 1000
+BUFFERS = (1000, 10_000, 100_000)
+
+
+def ours(num_samples, mode, buffer_size=1000, seed=0):
+    counts = np.full(num_samples // SHARD, SHARD)
+    order = EpochOrder(counts, ShuffleOptions(mode, buffer_size, seed))
+    return order.at(np.arange(num_samples))
+
+
+def webdataset(num_samples, buffer_size, seed=0):
+    """Shards shuffled, then shuffle(buffer_size), as its documentation recommends."""
+    from webdataset.filters import _shuffle
+
+    rng = random.Random(seed)
+    shards = list(range(num_samples // SHARD))
+    rng.shuffle(shards)
+    stream = (sample for s in shards for sample in range(s * SHARD, (s + 1) * SHARD))
+    # initial=buffer_size: kinder to it than its default of 100, which fills while it emits
+    return np.fromiter(_shuffle(stream, buffer_size, buffer_size, rng), np.int64, num_samples)
+
+
+def py1e(num_samples, block_size, seed=0):
+    from streaming.base.shuffle.py1e import get_shuffle_py1e
+
+    sizes = np.full(num_samples // SHARD, SHARD)
+    return get_shuffle_py1e(sizes, 1, seed, 0, block_size)
+
+
+def orders(num_samples):
+    yield "ideal", 1000, lambda: np.argsort(hash_range(0, num_samples, 1))
+    yield "none", 1000, lambda: ours(num_samples, "none")
+    yield "shard", 1000, lambda: ours(num_samples, "shard")
+    yield "global", 1000, lambda: ours(num_samples, "global")
+    for size in BUFFERS:
+        yield f"buffer {size}", size, lambda size=size: ours(num_samples, "buffer", size)
+        yield f"webdataset {size}", size, lambda size=size: webdataset(num_samples, size)
+        yield f"py1e {size}", size, lambda size=size: py1e(num_samples, size)
+
+
+def plot(results, path):
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figures = {
+        "neighbour_distance": "neighbour distance / ideal",
+        "labels_per_window": "labels in 256 samples / ideal",
+        "label_run": "label run / ideal",
+    }
+    figure, axes = plt.subplots(1, 3, figsize=(13, 5), sharey=True)
+    names = [name for name in results if name != "none"]
+    for axis, (field, title) in zip(axes, figures.items(), strict=True):
+        for offset, stretch in enumerate(("start", "middle", "end")):
+            values = [results[name][stretch][field] for name in names]
+            axis.barh(np.arange(len(names)) + (offset - 1) * 0.27, values, 0.27, label=stretch)
+        axis.set_title(title)
+        axis.axvline(1, color="black", linewidth=0.8)
+        if field != "labels_per_window":
+            axis.set_xscale("log")
+    axes[0].set_yticks(np.arange(len(names)), names)
+    axes[0].invert_yaxis()
+    axes[-1].legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--samples", type=int, default=10**6)
+    parser.add_argument("--plot")
+    parser.add_argument("--json")
+    arguments = parser.parse_args()
+    results = {}
+    print(f"{'':20}{'':8}{'rank':>9}{'local':>9}{'distance':>10}{'run':>10}{'labels':>8}")
+    for name, length, make in orders(arguments.samples):
+        try:
+            ids = make()
+        except ImportError as error:
+            print(f"{name:20} left out: {error}")
+            continue
+        stretches = measure_stretches(ids, arguments.samples, length)
+        results[name] = {stretch: asdict(quality) for stretch, quality in stretches.items()}
+        for stretch, q in stretches.items():
+            print(
+                f"{name:20}{stretch:8}{q.rank_correlation:9.4f}{q.local_correlation:9.4f}"
+                f"{q.neighbour_distance:10.5f}{q.label_run:10.3f}{q.labels_per_window:8.3f}"
+            )
+    if arguments.json:
+        with open(arguments.json, "w") as file:
+            json.dump(results, file, indent=1)
+    if arguments.plot:
+        plot(results, arguments.plot)
+
+
+if __name__ == "__main__":
+    main()
