@@ -52,10 +52,78 @@ Several data sets (``schedule.py``, ``mix.py``)::
     streams = [MixStream("photos", num_samples, weight=0.6, num_lanes=2), …]
     mix = MixOrder(streams, MixOptions(by="sample", schedule="balanced", ends="first", …),
                    global_batch_size, rank, world_size)
+    state = mix.start()                                    # or mix.from_dict(mapping)
     for batch in mix.iterate(state, order_of):             # order_of(stream, epoch) → EpochOrder
         batch.parts                  # MixPart(stream, epoch, positions, ids, is_pad) of this rank
         batch.interleave             # int64: the batch's order over the parts' samples, in a row
-        batch.state                  # MixState to resume from after it; to_dict, from_dict
+        batch.num_rounds_left        # of a turn that accumulates
+        batch.state                  # MixState to resume from after it; mix.to_dict(state)
+    state = mix.next_epoch(state)                          # streams go on where they are
+    mix.num_batches(state)                                 # None for ends="never"
+
+Shuffle quality (``quality.py``)::
+
+    measure_quality(ids, num_samples)                      # → Quality, each figure beside the ideal
+    measure_stretches(ids, num_samples, length)            # epoch, start, middle, end
 """
 
 from __future__ import annotations
+
+from shardkit.order.batches import Batch, Block, iterate_batches, iterate_blocks
+from shardkit.order.epoch import (
+    DEFAULT_BUFFER_SIZE,
+    ORDER_VERSION,
+    EpochOrder,
+    Shuffle,
+    ShuffleOptions,
+)
+from shardkit.order.hashing import make_key, sample_seeds
+from shardkit.order.mix import MixBatch, MixOrder, MixPart
+from shardkit.order.mix_state import MixBy, MixEnds, MixOptions, MixState, MixStream, StreamState
+from shardkit.order.quality import Quality, measure_quality, measure_stretches
+from shardkit.order.schedule import Schedule, ScheduleName
+from shardkit.order.selection import (
+    Selection,
+    copies_of,
+    open_selection,
+    selection_key,
+    write_selection,
+)
+from shardkit.order.split import Remainder, Split
+from shardkit.order.state import State
+
+__all__ = [
+    "DEFAULT_BUFFER_SIZE",
+    "ORDER_VERSION",
+    "Batch",
+    "Block",
+    "EpochOrder",
+    "MixBatch",
+    "MixBy",
+    "MixEnds",
+    "MixOptions",
+    "MixOrder",
+    "MixPart",
+    "MixState",
+    "MixStream",
+    "Quality",
+    "Remainder",
+    "Schedule",
+    "ScheduleName",
+    "Selection",
+    "Shuffle",
+    "ShuffleOptions",
+    "Split",
+    "State",
+    "StreamState",
+    "copies_of",
+    "iterate_batches",
+    "iterate_blocks",
+    "make_key",
+    "measure_quality",
+    "measure_stretches",
+    "open_selection",
+    "sample_seeds",
+    "selection_key",
+    "write_selection",
+]
