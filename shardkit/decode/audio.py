@@ -212,8 +212,9 @@ def _floats(frame: Any) -> Samples:
     if not frame.format.is_planar:
         array = array.reshape(-1, frame.layout.nb_channels).T
     if array.dtype == np.uint8:
-        return (array.astype(np.float32) - 128) / 128
-    if array.dtype.kind == "i":
-        scale = np.float32(0.5 ** (8 * array.dtype.itemsize - 1))
-        return np.multiply(array, scale, dtype=np.float32, casting="unsafe")
-    return array.astype(np.float32, copy=False)
+        array = (array.astype(np.float32) - 128) / 128
+    is_integer = array.dtype.kind == "i"
+    samples: Samples = array.astype(np.float32, copy=False)
+    if is_integer:
+        samples *= np.float32(0.5 ** (8 * array.dtype.itemsize - 1))
+    return samples

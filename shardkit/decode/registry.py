@@ -214,6 +214,8 @@ class _Gunzip:
         self.decoder = decoder
 
     def __call__(self, data: bytes) -> Any:
+        if not data:
+            raise DecodeError("there are no bytes")
         with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
             plain = file.read(_MAX_GUNZIPPED_BYTES + 1)
         if len(plain) > _MAX_GUNZIPPED_BYTES:
