@@ -1,0 +1,76 @@
+"""Keys that repeat anywhere in an index, found in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from shardkit.errors import IndexDataError
+from shardkit.index.scratch import Scratch
+from shardkit.index.sql import Batches, connect
+
+__all__ = ["KeyBatches", "check_unique"]
+
+KeyBatches = Iterator[tuple[npt.NDArray[np.int64], pa.ChunkedArray]]
+"""(row numbers, keys as text), group by group."""
+
+_SCHEMA = pa.schema([("row", pa.int64()), ("key", pa.string())])
+_SUSPECTS = 1_000  # equal hashes that are looked at as text; unequal keys among them are a rarity
+
+
+def check_unique(
+    batches: Callable[[], KeyBatches], where: Callable[[int], str], scratch: Scratch, column: str
+) -> None:
+    """Raise if a key is missing or repeats.
+
+    Keys are grouped by a hash of 64 bits, on disk where memory does not suffice; keys of equal
+    hash are then looked at as text.
+
+    Args:
+        batches: yields all keys, as often as it is called.
+        where: words for a row number.
+        scratch: has room for what does not fit in memory.
+        column: the key column, for the message.
+
+    Raises:
+        IndexDataError: naming value and rows.
+    """
+    keys = Batches(_SCHEMA, lambda: _checked(batches(), where, column))
+    with connect(scratch, keys=keys) as connection:
+        suspects = connection.sql(
+            "SELECT h FROM (SELECT hash(key) AS h, row FROM keys) GROUP BY h HAVING count(*) > 1 "
+            f"ORDER BY min(row) LIMIT {_SUSPECTS}"
+        ).fetchall()
+        if not suspects:
+            return
+        hashes = ", ".join(str(found[0]) for found in suspects)
+        repeated = connection.sql(
+            "SELECT key, list(row ORDER BY row)[:2] FROM keys "
+            f"WHERE hash(key) IN ({hashes}) GROUP BY key HAVING count(*) > 1 "
+            "ORDER BY min(row) LIMIT 1"
+        ).fetchall()
+    if repeated:
+        key, rows = repeated[0]
+        raise IndexDataError(
+            f"the key {key!r} repeats: {where(rows[0])} and {where(rows[1])}; make keys unique, or "
+            "name another column (--key)"
+        )
+
+
+def _checked(
+    batches: KeyBatches, where: Callable[[int], str], column: str
+) -> Iterator[pa.RecordBatch]:
+    for rows, keys in batches:
+        empty = pc.fill_null(pc.equal(keys, ""), True)
+        if pc.any(empty).as_py():
+            row = int(rows[pc.index(empty, True).as_py()])
+            raise IndexDataError(
+                f"the key column {column!r} is empty in {where(row)}; fill it, or name another "
+                "column (--key)"
+            )
+        table = pa.Table.from_arrays([pa.array(rows), keys], schema=_SCHEMA)
+        yield from table.combine_chunks().to_batches()

@@ -1,0 +1,353 @@
+"""The index: findings over row groups, read in batches of ``Rows``."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from xxhash import xxh3_128_hexdigest
+
+from shardkit.errors import ConfigError, IndexDataError
+from shardkit.format.sidecar import KEY
+from shardkit.index.columns import FileColumn, to_list
+from shardkit.index.duplicates import KeyBatches, check_unique
+from shardkit.index.findings import Findings
+from shardkit.index.groups import Groups
+from shardkit.index.names import folder_of
+from shardkit.index.rows import MemberColumn, Rows
+from shardkit.index.scratch import Scratch
+from shardkit.index.selection import Selection
+
+__all__ = ["Index"]
+
+_KEPT_BYTES = 128 << 20
+"""Decoded groups kept per process, so that a shuffled order, which looks at neighbouring groups
+in turn, decodes each once: 30 groups of 65,536 rows of ~64 bytes."""
+_KEY_DIGITS = 9  # of made keys: a billion rows before they grow longer
+
+
+class Index:
+    """Rows of any source: how many there are, in which groups, and each as key, members, metadata.
+
+    Made by ``open_index``. Thread-safe; picklable (files are opened again where it arrives).
+    Nothing but counts is held; ``read`` and ``take`` decode, and keep the last few groups.
+
+    Attributes:
+        source: what was opened, for messages.
+        findings: which column is what; ``findings.describe()`` prints it.
+        counts: int64 [num_groups]; rows per group, filtered ones not counted.
+        fingerprint: identity of the contents, the findings and the filter, the same in every
+            process and run, another when any of them changes.
+        selection: the rows that a filter left; None where all rows are.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        groups: Groups,
+        findings: Findings,
+        *,
+        selection: Selection | None = None,
+        scratch: Scratch,
+    ) -> None:
+        self.source = source
+        self.findings = findings
+        self.selection = selection
+        self._groups = groups
+        self._scratch = scratch
+        self._raw_counts = groups.counts
+        self.counts: npt.NDArray[np.int64] = (
+            self._raw_counts if selection is None else selection.counts
+        )
+        self._metadata_sources = _metadata_sources(findings)
+        self.fingerprint = _fingerprint(groups, findings, selection)
+        self._kept: OrderedDict[int, pa.Table] = OrderedDict()  # guarded by _lock
+        self._reading: dict[int, threading.Lock] = {}  # one reader a group; guarded by _lock
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (self.source, self._groups, self.findings, self.selection, self._scratch)
+
+    def __repr__(self) -> str:
+        return f"<Index of {self.num_rows:,} rows in {self.num_groups:,} groups: {self.source}>"
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    @property
+    def num_rows(self) -> int:
+        """Rows in all groups."""
+        return int(self.counts.sum())
+
+    @property
+    def num_groups(self) -> int:
+        """Groups, empty ones included."""
+        return len(self.counts)
+
+    @property
+    def key_column(self) -> str | None:
+        """Name of the key column among the metadata; None where keys are made from row numbers."""
+        if self.findings.key is None:
+            return None
+        return self._metadata_sources_inverse().get(self.findings.key)
+
+    @property
+    def metadata_columns(self) -> tuple[str, ...]:
+        """Names of ``Rows.metadata``'s columns."""
+        return tuple(self._metadata_sources)
+
+    @property
+    def metadata_schema(self) -> pa.Schema:
+        """Schema of ``Rows.metadata``."""
+        return pa.schema(
+            [
+                pa.field(name, self._groups.schema.field(source).type)
+                for name, source in self._metadata_sources.items()
+            ]
+        )
+
+    def read(self, group: int, start: int = 0, stop: int | None = None) -> Rows:
+        """Return rows ``[start, stop)`` of a group, counted among those that a filter left.
+
+        Raises:
+            IndexDataError: the rows' keys are null or repeat within the group, or a row has two
+                members of one name.
+        """
+        count = int(self.counts[group])
+        stop = count if stop is None else stop
+        if not 0 <= start <= stop <= count:
+            raise ConfigError(f"rows {start} to {stop} of group {group}, which has {count}")
+        table = self._table(group)
+        if self.selection is None:
+            return self._rows(table.slice(start, stop - start), group, range(start, stop))
+        raw = self.selection.rows(group)[start:stop]
+        return self._rows(table.take(pa.array(raw)), group, raw)
+
+    def take(self, group: int, rows: npt.NDArray[np.int64]) -> Rows:
+        """Return these rows of a group, in this order."""
+        picked = np.asarray(rows, dtype=np.int64)
+        count = int(self.counts[group])
+        if len(picked) and not (picked.min() >= 0 and picked.max() < count):
+            raise ConfigError(
+                f"row {picked.min()} or {picked.max()} of group {group}: it has {count}"
+            )
+        if self.selection is not None:
+            picked = self.selection.rows(group)[picked]
+        return self._rows(self._table(group).take(pa.array(picked)), group, picked)
+
+    def batches(self, num_rows: int = 8_192) -> Iterator[Rows]:
+        """Yield all rows in order, at most ``num_rows`` at a time."""
+        for group in range(self.num_groups):
+            for start in range(0, int(self.counts[group]), num_rows):
+                yield self.read(group, start, min(start + num_rows, int(self.counts[group])))
+
+    def describe_row(self, group: int, row: int) -> str:
+        """Return words for a message: ``row 17 of /data/x.parquet`` (from 0, over all groups)."""
+        if self.selection is not None:
+            row = int(self.selection.rows(group)[row])
+        return self._row_words(group, row)
+
+    def describe(self) -> str:
+        """Return the findings for people to read, with the number of rows."""
+        filtered = ""
+        if self.selection is not None:
+            filtered = f" of {int(self._raw_counts.sum()):,}"
+        return f"{self.num_rows:,}{filtered} rows in {self.source}\n{self.findings.describe()}"
+
+    def check_keys(self) -> None:
+        """Look at all keys, in bounded memory.
+
+        Raises:
+            IndexDataError: a key is null or empty, or two rows have the same; names rows and value.
+        """
+        if self.findings.key is not None:
+            check_unique(self._key_batches, self._where, self._scratch, self.findings.key)
+
+    def _key_batches(self) -> KeyBatches:
+        """Yield (row numbers, keys as text) per group; filtered rows left out."""
+        key = self.findings.key
+        starts = np.cumsum(self._raw_counts) - self._raw_counts
+        for group in range(self.num_groups):
+            if key is None or not self.counts[group]:
+                continue
+            column = self._groups.read(group, [key]).column(key)
+            rows = np.arange(len(column), dtype=np.int64)
+            if self.selection is not None:
+                rows = self.selection.rows(group)
+                column = column.take(pa.array(rows))
+            yield rows + starts[group], _as_text(column)
+
+    def _where(self, row: int) -> str:
+        ends = np.cumsum(self._raw_counts)
+        group = int(np.searchsorted(ends, row, side="right"))
+        return self._row_words(group, int(row - (ends[group] - self._raw_counts[group])))
+
+    def _row_words(self, group: int, row: int) -> str:
+        number = int(self._raw_counts[:group].sum()) + row
+        file = self._groups.file(group) or self.source
+        if len(self._raw_counts) and self._groups.file(len(self._raw_counts) - 1) != file:
+            first = group
+            while first and self._groups.file(first - 1) == file:
+                first -= 1
+            number = int(self._raw_counts[first:group].sum()) + row
+        return f"row {number:,} of {file}"
+
+    def _table(self, group: int) -> pa.Table:
+        """All needed columns of a whole group, from memory if it was just read."""
+        if self._groups.in_memory:
+            return self._groups.read(group, self._columns)
+        with self._lock:
+            kept = self._kept.get(group)
+            if kept is not None:
+                self._kept.move_to_end(group)
+                return kept
+            reading = self._reading.setdefault(group, threading.Lock())
+        with reading:
+            with self._lock:
+                kept = self._kept.get(group)
+            if kept is not None:
+                return kept
+            table = self._groups.read(group, self._columns)
+            self._check_group(table, group)
+            with self._lock:
+                self._reading.pop(group, None)
+                self._kept[group] = table
+                while (
+                    len(self._kept) > 1 and sum(t.nbytes for t in self._kept.values()) > _KEPT_BYTES
+                ):
+                    self._kept.popitem(last=False)
+            return table
+
+    def _check_group(self, table: pa.Table, group: int) -> None:
+        key = self.findings.key
+        if key is None or pc.count_distinct(table.column(key), mode="all").as_py() == len(table):
+            return
+        seen: dict[Any, int] = {}
+        for row, value in enumerate(to_list(table.column(key))):
+            if value in seen:
+                raise IndexDataError(
+                    f"the key {value!r} repeats: {self._row_words(group, seen[value])} and "
+                    f"{self._row_words(group, row)}; make keys unique, or name another column (--key)"
+                )
+            seen[value] = row
+
+    @property
+    def _columns(self) -> list[str]:
+        findings = self.findings
+        names = [c for column in findings.files for c in column.sources]
+        if findings.key is not None:
+            names.append(findings.key)
+        names.extend(self._metadata_sources.values())
+        return list(dict.fromkeys(names))
+
+    def _rows(
+        self, table: pa.Table, group: int, raw: Sequence[int] | npt.NDArray[np.int64]
+    ) -> Rows:
+        folder = folder_of(self._groups.file(group))
+        members = tuple(
+            member
+            for column in self.findings.files
+            for member in self._members(column, table, folder)
+        )
+        self._check_names(members, group, raw)
+        metadata = pa.Table.from_arrays(
+            [table.column(source) for source in self._metadata_sources.values()],
+            schema=self.metadata_schema,
+        )
+        return Rows(self._keys(table, group, raw), members, metadata)
+
+    def _members(self, column: FileColumn, table: pa.Table, folder: str) -> list[MemberColumn]:
+        return column.members(table, folder)
+
+    def _keys(
+        self, table: pa.Table, group: int, raw: Sequence[int] | npt.NDArray[np.int64]
+    ) -> list[str]:
+        if self.findings.key is None:
+            before = int(self._raw_counts[:group].sum())
+            digits = max(_KEY_DIGITS, len(str(int(self._raw_counts.sum()) - 1)))
+            numbers = raw if isinstance(raw, range) else np.asarray(raw).tolist()
+            return [f"{before + row:0{digits}d}" for row in numbers]
+        keys = to_list(_as_text(table.column(self.findings.key)))
+        if None in keys or "" in keys:
+            row = keys.index(None) if None in keys else keys.index("")
+            raise IndexDataError(
+                f"the key column {self.findings.key!r} is empty in "
+                f"{self._row_words(group, int(raw[row]))}; fill it, or name another column (--key)"
+            )
+        return keys
+
+    def _check_names(
+        self,
+        members: Sequence[MemberColumn],
+        group: int,
+        raw: Sequence[int] | npt.NDArray[np.int64],
+    ) -> None:
+        """Two members of a row must differ in name; told from exts that the first rows didn't show."""
+        loose = [m for m in members if not m.qualified]
+        seen: dict[str, MemberColumn] = {}
+        mixed = any(_share(a, b) for i, a in enumerate(loose) for b in loose[:i])
+        for row in range(len(raw)) if mixed else ():
+            seen.clear()
+            for member in loose:
+                name = member.exts[row]
+                if not name or not member.has(row):
+                    continue
+                if name in seen:
+                    raise IndexDataError(
+                        f"{seen[name].name!r} and {member.name!r} both are {name} in "
+                        f"{self._row_words(group, int(raw[row]))}, and the first rows did not show "
+                        f"it: name them apart (--files {seen[name].name}=… {member.name}=…)"
+                    )
+                seen[name] = member
+
+    def _metadata_sources_inverse(self) -> dict[str, str]:
+        return {source: name for name, source in self._metadata_sources.items()}
+
+
+def _restore(
+    source: str, groups: Groups, findings: Findings, selection: Selection | None, scratch: Scratch
+) -> Index:
+    return Index(source, groups, findings, selection=selection, scratch=scratch)
+
+
+def _share(a: MemberColumn, b: MemberColumn) -> bool:
+    return bool((set(a.exts) & set(b.exts)) - {""})
+
+
+def _metadata_sources(findings: Findings) -> dict[str, str]:
+    """Metadata column → source column: ``__key__``, which samples have anyway, becomes ``key``."""
+    names = {name: name for name in findings.metadata if name != KEY}
+    if KEY in findings.metadata and "key" not in names:
+        names = {"key": KEY, **names}
+    return names
+
+
+def _as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if pa.types.is_floating(column.type) or pa.types.is_nested(column.type):
+        raise ConfigError(
+            f"a key column holds text or whole numbers, not {column.type}: name another (--key)"
+        )
+    return column.cast(pa.string())
+
+
+def _fingerprint(groups: Groups, findings: Findings, selection: Selection | None) -> str:
+    """Contents, what was made of them, and which rows: all that decides the samples."""
+    files = [
+        (c.name, c.kind, c.ext, c.qualified, c.size, c.offset, c.element) for c in findings.files
+    ]
+    parts = [
+        groups.identity,
+        findings.key,
+        files,
+        list(findings.metadata),
+        selection.identity if selection is not None else None,
+    ]
+    return xxh3_128_hexdigest(repr(parts).encode())

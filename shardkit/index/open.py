@@ -1,0 +1,221 @@
+"""``open_index``: any source → an ``Index``."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import Any
+
+from xxhash import xxh3_128_hexdigest
+
+from shardkit.errors import ConfigError, IndexDataError
+from shardkit.format.sidecar import KEY
+from shardkit.index.arrows import arrow_tables, as_table
+from shardkit.index.csvs import csv_tables
+from shardkit.index.findings import Choices, Columns, Findings, find
+from shardkit.index.groups import Groups, TableGroups
+from shardkit.index.index import Index
+from shardkit.index.joined import join_groups
+from shardkit.index.jsons import json_tables
+from shardkit.index.listing import Grouping, listing_tables
+from shardkit.index.names import INDEX_EXTS, index_ext
+from shardkit.index.parquet import open_parquet
+from shardkit.index.scratch import Scratch
+from shardkit.index.sources import Source, identify
+from shardkit.index.spool import Spool, Write, keep_tables, keep_unnamed
+from shardkit.index.streams import open_stream
+from shardkit.index.tar_groups import open_packed, open_tars
+from shardkit.index.where import is_select, run_select, select_rows
+from shardkit.storage.protocol import ObjectInfo, Store
+from shardkit.storage.store import open_store
+
+__all__ = ["open_index"]
+
+_VERSION = "1"  # of what is kept in scratch
+_IN_MEMORY = 64 << 20  # bytes of a table that is carried along when an index is pickled
+
+
+def open_index(
+    source: Any,
+    *,
+    key: str | None = None,
+    files: Columns | None = None,
+    inline: Columns | None = None,
+    metadata: Sequence[str] | str | None = None,
+    where: str | None = None,
+    data_type: str | None = None,
+    folder_as: str | None = None,
+    max_files: int | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    store: Store | None = None,
+    scratch: str | None = None,
+    executor: Executor | None = None,
+) -> Index:
+    """Open any index; nothing but footers, listings and the first rows is read.
+
+    Args:
+        source: path or URL of a ``.parquet``, ``.csv``, ``.tsv``, ``.json``, ``.jsonl``, ``.arrow``
+            or ``.feather`` file (compressed perhaps); a wildcard or brace expression; a list file
+            (``.txt``); a folder of media files; a packed dataset; tars. Or an Arrow table, a
+            DataFrame, anything with ``__arrow_c_stream__``, a list of dicts.
+        key: key column; by default found by name, else keys are made from row numbers.
+        files: columns that hold files, ``"column"`` or ``"column=ext"``; by default found.
+        inline: columns whose values become members: ``"caption=txt"``.
+        metadata: columns to keep as metadata; by default all others, and the key.
+        where: condition in DuckDB's SQL (``"width > 512 AND label = 'cat'"``), or a whole
+            ``SELECT … FROM dataframe``.
+        data_type: of folders: keep samples with a member of this type (``"image"``, ``"video"``,
+            ``"audio"``, ``"text"``, ``"latent"``).
+        folder_as: of folders: metadata column that gets the name of a sample's folder, its class.
+        max_files: take the first so many files of a wildcard or list.
+        storage_options: see ``open_store``.
+        store: to read through, in place of ``storage_options``.
+        scratch: local folder for what has to be converted (all but Parquet and Arrow), scanned or
+            filtered; kept and used again. By default the user's own below the system's for
+            temporary files.
+        executor: where plain tars are scanned; by default threads.
+
+    Raises:
+        NotFoundError: nothing is there.
+        ConfigError: an argument names a column that is not there; a filter that DuckDB refuses.
+        IndexDataError: the index has no rows, or can't be read as one.
+        CorruptError: a file is damaged.
+    """
+    choices = Choices(key, files, inline, metadata)
+    if where is not None and not where.strip():
+        raise ConfigError("where is empty; leave it out to take all rows")
+    opener = _Opener(
+        store or open_store(storage_options),
+        Scratch(scratch),
+        Grouping("", folder_as, data_type),
+        executor,
+    )
+    name = _name(source)
+    opened = opener.open(source, max_files)
+    if where is not None and is_select(where):
+        opened = replace(opened, groups=run_select(opened.groups, where, opener.scratch, name))
+        where = None
+    groups = opened.groups
+    if not groups.counts.sum():
+        raise IndexDataError(f"{name} has no rows; check the path, and the filter if there is one")
+    if opened.files is not None:
+        choices = _with_exts(choices, opened.files, groups.schema.names)
+    findings = find(groups, choices, opener.store)
+    if opened.left_out is not None:
+        findings = _without_copy(findings, opened.left_out, choices)
+    selection = None if where is None else select_rows(groups, where, opener.scratch)
+    return Index(name, groups, findings, selection=selection, scratch=opener.scratch)
+
+
+def _name(source: Any) -> str:
+    if isinstance(source, str | os.PathLike):
+        return os.fspath(source)
+    return f"a {type(source).__name__}"
+
+
+def _with_exts(choices: Choices, exts: Mapping[str, str], names: Sequence[str]) -> Choices:
+    """Files of a listing are its columns of exts, whatever those are called."""
+    if choices.files is not None:
+        return choices
+    return replace(choices, files={name: ext for name, ext in exts.items() if name in names})
+
+
+def _without_copy(findings: Findings, metadata_ext: str, choices: Choices) -> Findings:
+    """Leave out the member that a pack made from the metadata, unless the user names it."""
+    if choices.files is not None:
+        return findings
+    files = tuple(column for column in findings.files if column.name != metadata_ext)
+    note = f"{metadata_ext} members hold the metadata again, and are left out"
+    return replace(findings, files=files, notes=(*findings.notes, note))
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """Groups of a source, and what is known of their columns before looking."""
+
+    groups: Groups
+    files: Mapping[str, str] | None = None
+    left_out: str | None = None
+
+
+@dataclass(frozen=True)
+class _Opener:
+    """What is needed to open any source: where to read, where to keep, how to group."""
+
+    store: Store
+    scratch: Scratch
+    grouping: Grouping
+    executor: Executor | None
+
+    def open(self, source: Any, max_files: int | None) -> _Opened:
+        """Return the groups of any source."""
+        if not isinstance(source, str | os.PathLike):
+            return _Opened(self._table(source))
+        found = identify(self.store, os.fspath(source))
+        if max_files is not None:
+            found = replace(found, files=found.files[:max_files])
+        if found.kind == "packed":
+            packed, manifest = open_packed(self.store, found.root)
+            return _Opened(packed, left_out=manifest.metadata_ext)
+        if found.kind == "tars":
+            tars = open_tars(self.store, found.files, self.scratch, executor=self.executor)
+            return _Opened(tars)
+        if found.kind == "index":
+            return _Opened(self._index_files(found.files))
+        listed = self._media(found)
+        exts = [n for n in listed.schema.names if n not in (KEY, self.grouping.folder_as)]
+        return _Opened(listed, {ext: ext for ext in exts if not _is_size(ext, exts)})
+
+    def _table(self, source: Any) -> Groups:
+        table = as_table(source)
+        groups = TableGroups(table)
+        if table.nbytes <= _IN_MEMORY:
+            return groups
+        return keep_tables(
+            self.scratch,
+            groups.identity,
+            "",
+            lambda _, write: write(table.schema, iter([table])),
+        )
+
+    def _index_files(self, files: Sequence[ObjectInfo]) -> Groups:
+        """Runs of Parquet files are read in place, together; every other file is converted."""
+        parts: list[Groups] = []
+        for parquet, run in itertools.groupby(files, lambda info: _reader(info) == "parquet"):
+            if parquet:
+                parts.append(open_parquet(self.store, list(run)))
+            else:
+                parts.extend(self._convert(info) for info in run)
+        return join_groups(parts)
+
+    def _convert(self, info: ObjectInfo) -> Groups:
+        name = xxh3_128_hexdigest(repr((_VERSION, info.url, info.size, info.version)).encode())
+
+        def make(part: str, write: Write) -> None:
+            read = {"csv": csv_tables, "json": json_tables, "arrow": arrow_tables}[_reader(info)]
+            with closing(open_stream(self.store, info.url)) as file, Spool(part) as spool:
+                write(*read(file, info.url, spool))
+
+        return keep_tables(self.scratch, name, info.url, make)
+
+    def _media(self, found: Source) -> Groups:
+        grouping = replace(self.grouping, root=found.root)
+        infos = self.store.list(found.root) if found.kind == "folder" else iter(found.files)
+
+        def make(part: str, write: Write) -> None:
+            with Spool(part) as spool:
+                write(*listing_tables(infos, grouping, spool))
+
+        return keep_unnamed(self.scratch, found.root, make)
+
+
+def _reader(info: ObjectInfo) -> str:
+    return INDEX_EXTS[index_ext(info.url) or ""]
+
+
+def _is_size(name: str, names: Sequence[str]) -> bool:
+    return name.startswith("size.") and name.removeprefix("size.") in names

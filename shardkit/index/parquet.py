@@ -1,0 +1,371 @@
+"""Parquet files read in place, a run of row groups at a time, local or through ranged reads."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from xxhash import xxh3_128
+
+from shardkit.errors import CorruptError, IndexDataError, NotFoundError, ShardkitError
+from shardkit.index.groups import ROWS_PER_GROUP
+from shardkit.storage.protocol import ObjectInfo, Store
+from shardkit.storage.urls import is_local, local_path
+
+__all__ = ["ParquetFile", "ParquetGroups", "RangeFile", "open_parquet", "read_schema"]
+
+_THREADS = 16  # footers of far files: ~10 ms each, so a thousand files take a second
+_FOOTER_BYTES = 64 << 10  # a first guess that holds the footers of most files
+_KEPT_FOOTERS = 8  # parsed footers per process: lanes of an order look at a few files at a time
+_HASHED_WHOLE = 64 << 20  # local files up to this many bytes in all are hashed whole, ~10 ms
+
+
+@dataclass(frozen=True, slots=True)
+class ParquetFile:
+    """A file as it was when the index was opened; ``size`` -1 where it was not asked for."""
+
+    url: str
+    size: int
+    version: str
+
+
+class ParquetGroups:
+    """Many Parquet files as one list of groups.
+
+    A group is a run of row groups of one file, with ``ROWS_PER_GROUP`` rows or more where the
+    file has that many: tiny row groups would cost a request each. Memory is O(groups); footers
+    are parsed again when they are needed, and the last few are kept.
+    """
+
+    in_memory = False
+
+    def __init__(
+        self,
+        store: Store,
+        files: Sequence[ParquetFile],
+        schema: pa.Schema,
+        counts: npt.NDArray[np.int64],
+        places: npt.NDArray[np.int32],
+        identity: str,
+    ) -> None:
+        """See ``open_parquet``.
+
+        Args:
+            store: reads the files.
+            files: the files, in order.
+            schema: columns of all files.
+            counts: [G] rows.
+            places: [G, 3] file, first row group, row group after the last (-1: all the rest).
+            identity: hash of the contents.
+        """
+        self.schema = schema
+        self.counts = counts
+        self.identity = identity
+        self._store = store
+        self._files = files
+        self._places = places
+        self._lock = threading.Lock()
+        self._footers: OrderedDict[int, pq.FileMetaData] = OrderedDict()  # guarded by _lock
+
+    def __reduce__(self) -> tuple[type[ParquetGroups], tuple[Any, ...]]:
+        return ParquetGroups, (
+            self._store,
+            self._files,
+            self.schema,
+            self.counts,
+            self._places,
+            self.identity,
+        )
+
+    def read(self, group: int, columns: Sequence[str]) -> pa.Table:
+        """Read exactly the column chunks of the group; far ones in parallel ranges."""
+        file, start, stop = self._places[group].tolist()
+        info = self._files[file]
+        footer = self._footer(file)
+        stop = footer.num_row_groups if stop < 0 else stop
+        present = self._present(footer, columns)
+        source = self._source(info)
+        if isinstance(source, RangeFile):
+            source.preload(_chunk_ranges(footer, range(start, stop), present))
+        table = self._decode(info, source, footer, range(start, stop), columns, present)
+        if table.num_rows != self.counts[group]:
+            raise IndexDataError(
+                f"{info.url} changed since the index was opened: {table.num_rows:,} rows where "
+                f"there were {self.counts[group]:,}; open the index again"
+            )
+        return table
+
+    def head(self, columns: Sequence[str], num_rows: int) -> pa.Table:
+        """Read the first pages of the first file, and no more."""
+        if not len(self.counts):
+            return self.schema.empty_table().select(list(columns))
+        file, start, stop = self._places[0].tolist()
+        info = self._files[file]
+        footer = self._footer(file)
+        stop = footer.num_row_groups if stop < 0 else stop
+        present = self._present(footer, columns)
+        with _mapped_errors(info.url):
+            opened = pq.ParquetFile(
+                self._source(info), metadata=footer, pre_buffer=False, buffer_size=1 << 18
+            )
+            batches = opened.iter_batches(
+                num_rows, row_groups=list(range(start, stop)), columns=present, use_threads=False
+            )
+            table = pa.Table.from_batches([batch for batch, _ in zip(batches, [0], strict=False)])
+        return self._conform(table, columns, info.url)
+
+    def file(self, group: int) -> str:
+        """URL of the group's file."""
+        return self._files[int(self._places[group, 0])].url
+
+    def _decode(
+        self,
+        info: ParquetFile,
+        source: Any,
+        footer: pq.FileMetaData,
+        row_groups: range,
+        columns: Sequence[str],
+        present: list[str],
+    ) -> pa.Table:
+        with _mapped_errors(info.url):
+            if not present:
+                rows = sum(footer.row_group(i).num_rows for i in row_groups)
+                return _no_columns(rows, self.schema, columns)
+            opened = pq.ParquetFile(source, metadata=footer, pre_buffer=False)
+            table = opened.read_row_groups(list(row_groups), columns=present, use_threads=False)
+        return self._conform(table, columns, info.url)
+
+    def _conform(self, table: pa.Table, columns: Sequence[str], url: str) -> pa.Table:
+        """Give a file's columns the types that all files agree on; absent ones are null."""
+        found = []
+        for name in columns:
+            wanted = self.schema.field(name).type
+            if name not in table.column_names:
+                found.append(pa.chunked_array([pa.nulls(table.num_rows, wanted)]))
+                continue
+            column = table.column(name)
+            try:
+                found.append(column if column.type == wanted else column.cast(wanted))
+            except pa.ArrowException as error:
+                raise IndexDataError(
+                    f"{url}: the column {name!r} holds {column.type}, which is no {wanted} as in "
+                    f"the other files: {error}"
+                ) from error
+        return pa.Table.from_arrays(found, names=list(columns))
+
+    def _present(self, footer: pq.FileMetaData, columns: Sequence[str]) -> list[str]:
+        own = set(footer.schema.to_arrow_schema().names)
+        return [name for name in columns if name in own]
+
+    def _source(self, info: ParquetFile) -> Any:
+        if is_local(info.url):
+            return local_path(info.url)
+        size = info.size if info.size >= 0 else self._store.stat(info.url).size
+        return RangeFile(self._store, info.url, size)
+
+    def _footer(self, file: int) -> pq.FileMetaData:
+        with self._lock:
+            found = self._footers.get(file)
+            if found is not None:
+                self._footers.move_to_end(file)
+                return found
+        info = self._files[file]
+        now, _ = _read_footer(self._store, info)
+        with self._lock:
+            self._footers[file] = now
+            while len(self._footers) > _KEPT_FOOTERS:
+                self._footers.popitem(last=False)
+        return now
+
+
+class RangeFile(io.RawIOBase):
+    """A far object as a file to seek in: preloaded ranges from memory, the rest as asked for."""
+
+    def __init__(self, store: Store, url: str, size: int) -> None:
+        super().__init__()
+        self._store = store
+        self._url = url
+        self._size = size
+        self._position = 0
+        self._loaded: list[tuple[int, bytes]] = []
+
+    def preload(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Fetch ranges at once; reads within them cost nothing more."""
+        data = self._store.get_ranges(self._url, ranges)
+        self._loaded = [(start, part) for (start, _), part in zip(ranges, data, strict=True)]
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def seekable(self) -> bool:
+        """Yes."""
+        return True
+
+    def tell(self) -> int:
+        """Return the position in bytes."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move; nothing is fetched."""
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = start + offset
+        return self._position
+
+    def read(self, size: int = -1) -> bytes:
+        """Return up to ``size`` bytes."""
+        start = self._position
+        stop = self._size if size < 0 else min(self._size, start + size)
+        if start >= stop:
+            return b""
+        self._position = stop
+        for first, data in self._loaded:
+            if first <= start and stop <= first + len(data):
+                return data[start - first : stop - first]
+        return self._store.get_range(self._url, start, stop)
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer."""
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def open_parquet(store: Store, infos: Sequence[ObjectInfo]) -> ParquetGroups:
+    """Read the footers of these files, in parallel, and nothing else.
+
+    Raises:
+        CorruptError: a file is no Parquet file, or is cut.
+        IndexDataError: the files disagree about a column's type.
+    """
+    files = [ParquetFile(info.url, info.size, info.version) for info in infos]
+    whole = (
+        all(is_local(file.url) for file in files) and sum(f.size for f in files) <= _HASHED_WHOLE
+    )
+    schemas: list[pa.Schema] = []
+    counts: list[int] = []
+    places: list[tuple[int, int, int]] = []
+    hasher = xxh3_128()
+
+    def look(file: ParquetFile) -> tuple[pa.Schema, list[int], bytes]:
+        footer, tail = _read_footer(store, file)
+        rows = [footer.row_group(i).num_rows for i in range(footer.num_row_groups)]
+        if whole:
+            content = store.get(file.url)
+        else:
+            content = tail if is_local(file.url) else file.version.encode()
+        mark = xxh3_128(content).digest() + file.size.to_bytes(8, "little")
+        return footer.schema.to_arrow_schema().remove_metadata(), rows, mark
+
+    with ThreadPoolExecutor(min(_THREADS, max(1, len(files))), "shardkit-footers") as pool:
+        for number, (schema, rows, mark) in enumerate(pool.map(look, files)):
+            if not schemas or schema != schemas[-1]:
+                schemas.append(schema)
+            hasher.update(mark)
+            for start, stop, count in _runs(rows):
+                places.append((number, start, stop))
+                counts.append(count)
+    return ParquetGroups(
+        store,
+        files,
+        _unified(schemas, files),
+        np.array(counts, dtype=np.int64),
+        np.array(places, dtype=np.int32).reshape(-1, 3),
+        str(hasher.hexdigest()),
+    )
+
+
+def read_schema(store: Store, file: ParquetFile) -> pa.Schema:
+    """Return the Arrow schema of one file, its field metadata included."""
+    return _read_footer(store, file)[0].schema.to_arrow_schema()
+
+
+def _runs(rows: Sequence[int]) -> list[tuple[int, int, int]]:
+    """Join small row groups: (first, after the last, rows) of each run."""
+    found: list[tuple[int, int, int]] = []
+    start = total = 0
+    for i, count in enumerate(rows):
+        total += count
+        if total >= ROWS_PER_GROUP or i == len(rows) - 1:
+            if total:
+                found.append((start, i + 1, total))
+            start, total = i + 1, 0
+    return found
+
+
+def _unified(schemas: Sequence[pa.Schema], files: Sequence[ParquetFile]) -> pa.Schema:
+    if not schemas:
+        return pa.schema([])
+    try:
+        return pa.unify_schemas(list(schemas), promote_options="permissive")
+    except pa.ArrowException as error:
+        raise IndexDataError(
+            f"the {len(files)} files disagree about a column: {error}; cast it in the files, or "
+            "name only files that agree"
+        ) from error
+
+
+def _read_footer(store: Store, file: ParquetFile) -> tuple[pq.FileMetaData, bytes]:
+    """Parse the footer, which is the end of the file, fetched in one or two reads."""
+    size = file.size if file.size >= 0 else store.stat(file.url).size
+    start = max(0, size - _FOOTER_BYTES)
+    tail = store.get_range(file.url, start, size)
+    if len(tail) < 12 or tail[-4:] != b"PAR1":
+        raise CorruptError(f"{file.url} is no Parquet file, or is cut: it does not end in PAR1")
+    needed = int.from_bytes(tail[-8:-4], "little") + 8
+    if needed > size:
+        raise CorruptError(f"{file.url}: its footer claims {needed:,} bytes of {size:,}")
+    if needed > len(tail):
+        tail = store.get_range(file.url, size - needed, start) + tail
+    with _mapped_errors(file.url):
+        return pq.read_metadata(pa.BufferReader(tail)), tail[-needed:]
+
+
+def _chunk_ranges(
+    footer: pq.FileMetaData, row_groups: range, columns: Sequence[str]
+) -> list[tuple[int, int]]:
+    """Byte ranges of the column chunks of these columns."""
+    wanted = set(columns)
+    found = []
+    for i in row_groups:
+        group = footer.row_group(i)
+        for j in range(group.num_columns):
+            chunk = group.column(j)
+            path = chunk.path_in_schema
+            if path in wanted or any(path.startswith(f"{name}.") for name in wanted):
+                start = chunk.data_page_offset
+                if chunk.has_dictionary_page and chunk.dictionary_page_offset:
+                    start = min(start, chunk.dictionary_page_offset)
+                found.append((start, start + chunk.total_compressed_size))
+    return found
+
+
+def _no_columns(rows: int, schema: pa.Schema, columns: Sequence[str]) -> pa.Table:
+    if not columns:
+        return pa.table({"": pa.nulls(rows)}).select([])
+    return pa.Table.from_arrays(
+        [pa.nulls(rows, schema.field(name).type) for name in columns], names=list(columns)
+    )
+
+
+@contextmanager
+def _mapped_errors(url: str) -> Iterator[None]:
+    """Turn Arrow's errors about a file into ours, which name it."""
+    try:
+        yield
+    except ShardkitError:
+        raise
+    except FileNotFoundError as error:
+        raise NotFoundError(f"{url} is gone; it was there when the index was opened") from error
+    except (pa.ArrowException, OSError) as error:
+        raise CorruptError(f"{url} can't be read as Parquet: {error}") from error

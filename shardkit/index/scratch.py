@@ -1,0 +1,99 @@
+"""The folder where indexes keep what they converted: made once, shared by processes and runs."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+
+from shardkit.errors import CacheError
+
+__all__ = ["Scratch"]
+
+_ABANDONED_S = 3600  # a temporary folder without a lock, which a kill between two calls can leave
+
+
+class Scratch:
+    """A local folder of files, each made once under a name that says what it was made from.
+
+    The default is private to the user, below the system's folder for temporary files, which the
+    system itself cleans. Nothing here is precious: what is gone is made again. Picklable.
+    """
+
+    def __init__(self, folder: str | None = None) -> None:
+        self.folder = folder or os.path.join(tempfile.gettempdir(), f"shardkit-{os.getuid()}")
+
+    def keep(self, name: str, make: Callable[[str], None]) -> str:
+        """Return the path of ``name``; if it is not there yet, ``make`` fills a file first.
+
+        However many processes ask, one makes it and the others wait for its lock, which dies with
+        it.
+        """
+        path = os.path.join(self.folder, name)
+        if os.path.exists(path):
+            return path
+        self._prepare()
+        lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not os.path.exists(path):
+                with self.temporary() as folder:
+                    part = os.path.join(folder, name)
+                    make(part)
+                    os.replace(part, path)
+        finally:
+            os.close(lock)
+        return path
+
+    @contextlib.contextmanager
+    def temporary(self) -> Iterator[str]:
+        """Yield a folder that goes at the end; what a killed process left is removed before."""
+        self._prepare()
+        self._sweep()
+        folder = os.path.join(self.folder, f"tmp-{secrets.token_hex(6)}")
+        os.mkdir(folder, 0o700)
+        lock = os.open(os.path.join(folder, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(lock)
+
+    def _sweep(self) -> None:
+        """Remove temporary folders whose owner is dead: nobody holds their lock."""
+        for name in os.listdir(self.folder):
+            if not name.startswith("tmp-"):
+                continue
+            folder = os.path.join(self.folder, name)
+            try:
+                lock = os.open(os.path.join(folder, "lock"), os.O_RDWR | os.O_CLOEXEC)
+            except FileNotFoundError:
+                with contextlib.suppress(FileNotFoundError):
+                    if time.time() - os.stat(folder).st_mtime > _ABANDONED_S:
+                        shutil.rmtree(folder, ignore_errors=True)
+                continue
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            except BlockingIOError:
+                pass  # its owner lives
+            finally:
+                os.close(lock)
+
+    def _prepare(self) -> None:
+        try:
+            os.makedirs(self.folder, mode=0o700, exist_ok=True)
+            if os.stat(self.folder).st_uid != os.getuid():
+                raise CacheError(
+                    f"{self.folder} belongs to another user; give scratch= a folder of your own"
+                )
+        except FileExistsError as error:
+            raise CacheError(f"scratch={self.folder!r} is a file, not a folder") from error
+        except PermissionError as error:
+            raise CacheError(f"scratch={self.folder!r} can't be made: {error}") from error

@@ -1,0 +1,292 @@
+"""Groups of packed datasets and of plain tars: a group a tar, members as ranges in it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from xxhash import xxh3_128_hexdigest
+
+from shardkit.errors import CorruptError, IndexDataError
+from shardkit.format.manifest import MANIFEST_NAME, SHARDS_NAME, Manifest, sidecar_name
+from shardkit.format.sidecar import KEY, MEMBER_TYPE, metadata_names
+from shardkit.index.columns import URL_COLUMN
+from shardkit.index.groups import hash_batches
+from shardkit.index.parquet import ParquetFile, ParquetGroups, read_schema
+from shardkit.index.scratch import Scratch
+from shardkit.index.streams import codec_of, open_stream
+from shardkit.index.tars import TarScan, scan_tar
+from shardkit.storage.protocol import ObjectInfo, Store
+from shardkit.storage.urls import is_local, local_path
+
+__all__ = ["ScannedTar", "TarGroups", "open_packed", "open_tars", "scan_tars"]
+
+_THREADS = 16  # far tars scanned at once: each waits for one ranged read after another
+_FAR_JUMP = 1 << 20  # bytes that a request of ~10 ms costs at ~100 MB/s
+_START, _END, _ENDED, _IDENTITY = "__start__", b"end", b"ended", b"identity"
+_VERSION = "1"  # of what is kept in scratch
+
+
+@dataclass(frozen=True, slots=True)
+class ScannedTar:
+    """A tar and where its scan is kept.
+
+    Attributes:
+        url: that ranges are to be read from: the tar's, or of its decompressed copy.
+        path: of the kept scan, an Arrow file.
+        num_samples: in it.
+        exts: of its members.
+        identity: hash of keys, places and sizes.
+    """
+
+    url: str
+    path: str
+    num_samples: int
+    exts: tuple[str, ...]
+    identity: str
+
+    def load(self) -> TarScan:
+        """Return the whole scan, mapped from disk."""
+        try:
+            with pa.memory_map(self.path) as mapped:
+                table = pa.ipc.open_file(mapped).read_all()
+        except FileNotFoundError as error:
+            raise IndexDataError(
+                f"{self.path}, where the scan of {self.url} was kept, is gone; open the index again "
+                "(and give scratch= a folder that stays and that every node sees)"
+            ) from error
+        notes = table.schema.metadata
+        offsets = np.append(table.column(_START).to_numpy(), int(notes[_END])).astype(np.int64)
+        table = table.drop_columns([_START]).replace_schema_metadata(None)
+        return TarScan(table, offsets, notes[_ENDED] == b"1", 0)
+
+
+class TarGroups:
+    """Scanned tars. See ``Groups``."""
+
+    in_memory = True
+
+    def __init__(self, tars: Sequence[ScannedTar]) -> None:
+        self.tars = tars
+        self.counts: npt.NDArray[np.int64] = np.array(
+            [tar.num_samples for tar in tars], dtype=np.int64
+        )
+        exts = sorted({ext for tar in tars for ext in tar.exts})
+        self.schema = pa.schema(
+            [(KEY, pa.string()), *((ext, MEMBER_TYPE) for ext in exts), (URL_COLUMN, _URL_TYPE)]
+        )
+        self.identity = xxh3_128_hexdigest("".join(tar.identity for tar in tars).encode())
+        self._last: tuple[int, pa.Table] | None = None  # replaced whole
+
+    def __reduce__(self) -> tuple[type[TarGroups], tuple[Sequence[ScannedTar]]]:
+        return TarGroups, (self.tars,)
+
+    def read(self, group: int, columns: Sequence[str]) -> pa.Table:
+        """Map the tar's scan."""
+        last = self._last
+        if last is None or last[0] != group:
+            last = self._last = (group, self.tars[group].load().table)
+        return _with_url(last[1], self.tars[group].url, self.schema, columns)
+
+    def head(self, columns: Sequence[str], num_rows: int) -> pa.Table:
+        """Slice the first scan that has samples."""
+        for group in np.flatnonzero(self.counts)[:1].tolist():
+            return self.read(group, columns).slice(0, num_rows)
+        return self.schema.empty_table().select(list(columns))
+
+    def file(self, group: int) -> str:
+        """URL of the group's tar."""
+        return self.tars[group].url
+
+
+class PackedGroups:
+    """The sidecars of a packed dataset. See ``Groups``."""
+
+    in_memory = False
+
+    def __init__(
+        self, sidecars: ParquetGroups, tars: pa.ChunkedArray, folder: str, schema: pa.Schema
+    ) -> None:
+        self.schema = schema
+        self.counts = sidecars.counts
+        self.identity = sidecars.identity
+        self._sidecars = sidecars
+        self._tars = tars
+        self._folder = folder
+
+    def __reduce__(self) -> tuple[type[PackedGroups], tuple[Any, ...]]:
+        return PackedGroups, (self._sidecars, self._tars, self._folder, self.schema)
+
+    def read(self, group: int, columns: Sequence[str]) -> pa.Table:
+        """Read the shard's sidecar."""
+        table = self._sidecars.read(group, [name for name in columns if name != URL_COLUMN])
+        return _with_url(table, self.file(group), self.schema, columns)
+
+    def head(self, columns: Sequence[str], num_rows: int) -> pa.Table:
+        """Read the first sidecar's first rows."""
+        table = self._sidecars.head([name for name in columns if name != URL_COLUMN], num_rows)
+        url = self.file(0) if len(self.counts) else ""
+        return _with_url(table, url, self.schema, columns)
+
+    def file(self, group: int) -> str:
+        """URL of the group's tar."""
+        return self._folder + str(self._tars[group].as_py())
+
+
+_URL_TYPE = pa.dictionary(pa.int32(), pa.string())
+
+
+def _with_url(table: pa.Table, url: str, schema: pa.Schema, columns: Sequence[str]) -> pa.Table:
+    found = []
+    for name in columns:
+        if name == URL_COLUMN:
+            zeros = pa.array(np.zeros(table.num_rows, dtype=np.int32))
+            found.append(pa.DictionaryArray.from_arrays(zeros, pa.array([url])))
+        elif name in table.column_names:
+            found.append(table.column(name))
+        else:
+            found.append(pa.nulls(table.num_rows, schema.field(name).type))
+    return pa.Table.from_arrays(found, names=list(columns))
+
+
+def open_packed(store: Store, folder: str) -> tuple[PackedGroups, Manifest]:
+    """Open a packed dataset by its manifest: three small reads, whatever its size.
+
+    Raises:
+        CorruptError: the manifest or the table of shards is damaged.
+    """
+    manifest = Manifest.decode(store.get(folder + MANIFEST_NAME), folder + MANIFEST_NAME)
+    shards = manifest.check_shards(store.get(folder + SHARDS_NAME), folder + SHARDS_NAME)
+    sidecars = [
+        ParquetFile(folder + sidecar_name(name), -1, "") for name in shards.names.to_pylist()
+    ]
+    own = read_schema(store, sidecars[0]) if sidecars else pa.schema([])
+    exts = [(ext, MEMBER_TYPE) for ext in sorted(manifest.members)]
+    metadata = [own.field(name).remove_metadata() for name in metadata_names(own)]
+    schema = pa.schema([(KEY, pa.string()), *exts, *metadata])
+    places = np.full((len(sidecars), 3), -1, dtype=np.int32)
+    places[:, 0] = np.arange(len(sidecars))
+    places[:, 1] = 0
+    groups = ParquetGroups(store, sidecars, schema, shards.samples, places, manifest.fingerprint)
+    with_url = pa.schema([*schema, (URL_COLUMN, _URL_TYPE)])
+    return PackedGroups(groups, shards.names, folder, with_url), manifest
+
+
+def open_tars(
+    store: Store,
+    infos: Iterable[ObjectInfo],
+    scratch: Scratch,
+    *,
+    executor: Executor | None = None,
+) -> TarGroups:
+    """Scan what has not been scanned before, and return all samples of all tars."""
+    return TarGroups(list(scan_tars(store, infos, scratch, executor=executor)))
+
+
+def scan_tars(
+    store: Store,
+    infos: Iterable[ObjectInfo],
+    scratch: Scratch,
+    *,
+    executor: Executor | None = None,
+) -> Iterator[ScannedTar]:
+    """Scan tars in parallel; yield them in order.
+
+    A scan is kept under the tar's URL, size and version, so that it is made once a machine, and a
+    scan that was interrupted goes on with the tars that are left.
+
+    Args:
+        store: reads the tars.
+        infos: of the tars.
+        scratch: keeps the scans, and decompressed copies of ``.tar.gz``.
+        executor: where to scan; by default threads, which suit far tars. Many local tars scan on
+            all cores in a ``ProcessPoolExecutor``.
+
+    Raises:
+        CorruptError: see ``scan_tar``.
+    """
+    task = _ScanTask(store, scratch)
+    if executor is not None:
+        yield from executor.map(task, infos)
+        return
+    with ThreadPoolExecutor(_THREADS, "shardkit-scan") as pool:
+        yield from pool.map(task, infos)
+
+
+@dataclass(frozen=True)
+class _ScanTask:
+    """Scan one tar, unless its scan is kept already. Picklable."""
+
+    store: Store
+    scratch: Scratch
+
+    def __call__(self, info: ObjectInfo) -> ScannedTar:
+        name = xxh3_128_hexdigest(repr((_VERSION, info.url, info.size, info.version)).encode())
+        url = self._readable(info, name)
+        path = self.scratch.keep(f"{name}.scan.arrow", lambda part: self._scan(url, info, part))
+        with pa.memory_map(path) as mapped:
+            reader = pa.ipc.open_file(mapped)
+            schema = reader.schema
+            rows = sum(reader.get_batch(i).num_rows for i in range(reader.num_record_batches))
+        exts = tuple(name for name in schema.names if name not in (KEY, _START))
+        return ScannedTar(url, path, rows, exts, schema.metadata[_IDENTITY].decode())
+
+    def _readable(self, info: ObjectInfo, name: str) -> str:
+        """The tar's URL, or of a decompressed copy in scratch: ranges need plain bytes."""
+        head = self.store.get_range(info.url, 0, min(8, info.size)) if info.size else b""
+        if codec_of(head) is None:
+            return info.url
+        return self.scratch.keep(f"{name}.tar", lambda part: self._decompress(info.url, part))
+
+    def _decompress(self, url: str, part: str) -> None:
+        with open_stream(self.store, url) as stream, open(part, "wb") as file:
+            while data := stream.read(4 << 20):
+                file.write(data)
+
+    def _scan(self, url: str, info: ObjectInfo, part: str) -> None:
+        if is_local(url):
+            with _Preads(local_path(url)) as read:
+                scan = scan_tar(read, read.size, info.url)
+        else:
+            scan = scan_tar(self._far_read(url), info.size, url, jump_bytes=_FAR_JUMP)
+        identity = hash_batches(scan.table.schema, iter([scan.table]))
+        table = scan.table.append_column(_START, pa.array(scan.offsets[:-1]))
+        table = table.replace_schema_metadata(
+            {
+                _END: str(scan.offsets[-1]),
+                _ENDED: str(int(scan.ended)),
+                _IDENTITY: identity,
+            }
+        )
+        with pa.ipc.new_file(part, table.schema) as writer:
+            writer.write_table(table.combine_chunks())
+
+    def _far_read(self, url: str) -> Callable[[int, int], bytes]:
+        return lambda start, stop: self.store.get_range(url, start, stop)
+
+
+class _Preads:
+    """Ranged reads of one open file."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.size = os.fstat(self._fd).st_size
+
+    def __enter__(self) -> _Preads:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        os.close(self._fd)
+
+    def __call__(self, start: int, stop: int) -> bytes:
+        data = os.pread(self._fd, stop - start, start)
+        if len(data) < stop - start:
+            raise CorruptError(f"{self._path} was cut while it was read")
+        return data
