@@ -196,7 +196,9 @@ def video(
         stream.codec_context.gop_size = gop
         stream.codec_context.thread_count = 1
         stream.time_base = stream.codec_context.time_base = tick or Fraction(1, fps)
-        default = {"preset": "veryfast", "crf": "18"} if codec == "libx264" else {}
+        default = (
+            {"preset": "veryfast", "crf": "18", "sc_threshold": "0"} if codec == "libx264" else {}
+        )
         stream.options = default if options is None else options
         if rotation:
             stream.set_display_rotation(rotation)

@@ -153,6 +153,8 @@ def _audio_stream(container: Any) -> Any:
     if not container.streams.audio:
         kinds = ", ".join(stream.type for stream in container.streams) or "nothing"
         raise DecodeError(f"it has no audio track (it has: {kinds})")
+    if container.streams.audio[0].codec_context is None:
+        raise DecodeError("FFmpeg knows no decoder for its audio track")
     return container.streams.audio[0]
 
 

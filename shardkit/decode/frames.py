@@ -29,6 +29,7 @@ __all__ = [
 _JUMP_S = 3.0  # a seek and a new keyframe cost less than decoding this long a stretch
 _GROUP_S = 30.0  # bounds the compressed packets held at once
 _EARLIER_S = (0.0, 1.0, 4.0, 16.0)  # how much earlier to seek when a seek lands too late
+_MAX_REORDER = 16
 
 
 class PastEndError(DecodeError):
@@ -44,26 +45,40 @@ class PastEndError(DecodeError):
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """How a stream counts time: seconds = (pts - origin) * tick; ``frame`` is one frame's time."""
+    """How a stream counts time: seconds = (pts - origin) * tick.
+
+    ``frame`` is what one frame lasts on average. Where ``is_told`` is false, the container has no
+    times (AVI: what FFmpeg makes up changes with each seek), so frames are counted from the first.
+    """
 
     origin: int
     tick: float
     frame: float
+    is_told: bool = True
+
+    @property
+    def slack(self) -> float:
+        """How much earlier than its frame a time may be: containers round (mkv to 1 ms)."""
+        return min(0.002, 0.25 * self.frame)
 
     def seconds(self, pts: int) -> float:
         """Seconds from the first frame."""
         return (pts - self.origin) * self.tick
 
     def pts(self, seconds: float) -> int:
-        """The stream's time of a moment, rounded down; a tenth of a frame forgives rounding."""
-        return self.origin + int((seconds + 0.1 * self.frame) / self.tick + 1e-6)
+        """The stream's time of a moment, rounded down."""
+        return self.origin + int((seconds + self.slack) / self.tick + 1e-6)
 
 
-def timeline_of(stream: Any) -> Timeline:
+def timeline_of(container: Any, stream: Any) -> Timeline:
     """Read a video stream's time base, start and average rate."""
     rate = stream.average_rate or stream.guessed_rate or stream.base_rate
-    frame = 1 / float(rate) if rate else 0.04
-    return Timeline(stream.start_time or 0, float(stream.time_base), frame)
+    return Timeline(
+        origin=stream.start_time or 0,
+        tick=float(stream.time_base),
+        frame=1 / float(rate) if rate else 0.04,
+        is_told=container.format.name != "avi",
+    )
 
 
 def frames_at(
@@ -84,7 +99,9 @@ def frames_at(
         PastEndError: a time lies after the last frame.
         DecodeError: a frame cannot be decoded.
     """
-    line = timeline_of(stream)
+    line = timeline_of(container, stream)
+    if not line.is_told:
+        return _frames_one_by_one(container, stream, line, times, writer)
     begins: list[float] = []
     for group in _groups(times):
         targets = [line.pts(times[slot]) for slot in group]
@@ -106,32 +123,37 @@ def frames_at(
 
 def last_end(container: Any, stream: Any) -> float:
     """Find where the last frame ends, in seconds, by reading packets only."""
-    line = timeline_of(stream)
+    line = timeline_of(container, stream)
     end = 0.0
-    for packet in _packets(container, stream):
-        if packet.pts is not None and not packet.is_discard:
-            end = max(end, line.seconds(packet.pts) + _duration(packet, line))
+    for number, packet in enumerate(_packets(container, stream)):
+        if packet.is_discard:
+            continue
+        is_told = line.is_told and packet.pts is not None
+        begin = line.seconds(packet.pts) if is_told else number * line.frame
+        end = max(end, begin + _duration(packet, line))
     return end
 
 
 def frame_times(container: Any, stream: Any) -> list[float]:
     """List when each frame begins, ascending, in seconds from the first, by reading packets."""
-    line = timeline_of(stream)
+    line = timeline_of(container, stream)
     times: list[float] = []
     for number, packet in enumerate(_packets(container, stream)):
         if packet.is_discard:
             continue
-        untold = packet.pts is None
-        times.append(number * line.frame if untold else line.seconds(packet.pts))
+        is_told = line.is_told and packet.pts is not None
+        times.append(line.seconds(packet.pts) if is_told else number * line.frame)
     return sorted(times)
 
 
 def keyframe_before(container: Any, stream: Any, time: float) -> float:
     """Find the last keyframe at or before ``time``; the first frame where there is none."""
-    line = timeline_of(stream)
+    line = timeline_of(container, stream)
+    if not line.is_told:
+        return 0.0
     packets, _ = _packets_around(container, stream, line, [line.pts(time)])
     keys = [line.seconds(packet.pts) for packet in packets or () if packet.is_keyframe]
-    return max((key for key in keys if key <= time + 0.1 * line.frame), default=0.0)
+    return max((key for key in keys if key <= time + line.slack), default=0.0)
 
 
 def is_on_its_side(container: Any, stream: Any) -> bool:
@@ -171,28 +193,38 @@ def _packets_around(
 
     Returns None for the packets where they do not tell their times, and whether the stream ended.
     """
-    first, last = targets[0], targets[-1]
+    begin = _begin(line)
     for earlier in _EARLIER_S:
-        at = max(line.origin, first - int(earlier / line.tick))
-        if earlier == _EARLIER_S[-1]:
-            at = line.origin
+        at = max(begin, targets[0] - int(earlier / line.tick))
         container.seek(at, stream=stream)
-        packets: list[Any] = []
-        ended = True
-        for packet in _packets(container, stream):
-            if packet.pts is None:
-                return None, False
-            if not packets and not packet.is_keyframe:
-                continue  # nothing before a keyframe can be decoded
-            packets.append(packet)
-            if (packet.pts if packet.dts is None else packet.dts) > last:
-                ended = False
-                break
-            if packet.pts > first and len(packets) == 1 and at > line.origin:
-                break  # landed too late
-        if at == line.origin or (packets and packets[0].pts <= first):
+        packets, ended = _packets_until(container, stream, targets[-1])
+        if packets is None or at == begin or (packets and packets[0].pts <= targets[0]):
             return packets, ended
-    return packets, ended
+    container.seek(begin, stream=stream)
+    return _packets_until(container, stream, targets[-1])
+
+
+def _begin(line: Timeline) -> int:
+    """Return a time before the first packet, whose decoding time may be below zero."""
+    return line.origin - int(1 / line.tick)
+
+
+def _packets_until(container: Any, stream: Any, last: int) -> tuple[list[Any] | None, bool]:
+    """Read from the next keyframe on until no frame at or before ``last`` can follow."""
+    packets: list[Any] = []
+    num_later = 0
+    for packet in _packets(container, stream):
+        if packet.pts is None:
+            return None, False
+        if not packets and not packet.is_keyframe:
+            continue  # nothing before a keyframe can be decoded
+        packets.append(packet)
+        num_later += packet.pts > last
+        # Decoding times ascend and come before showing times. Where they are untold, a frame
+        # comes at most 16 places after those that are shown later (the limit of H.264 and HEVC).
+        if num_later and (num_later > _MAX_REORDER if packet.dts is None else packet.dts > last):
+            return packets, False
+    return packets, True
 
 
 def _check_end(
@@ -200,7 +232,7 @@ def _check_end(
 ) -> None:
     end = max(line.seconds(packet.pts) + _duration(packet, line) for packet in packets)
     for slot in slots:
-        if times[slot] >= end + 0.1 * line.frame:
+        if times[slot] >= end + line.slack:
             raise PastEndError(times[slot], end)
 
 
@@ -260,13 +292,14 @@ def _frames_one_by_one(
     """Decode from the start, counting frames where they carry no time."""
     stream.codec_context.flush_buffers()
     stream.codec_context.skip_frame = "DEFAULT"
-    container.seek(line.origin, stream=stream)
+    container.seek(_begin(line), stream=stream)
     begins: list[float] = []
     before: tuple[float, Any] | None = None
     end = 0.0
     for number, frame in enumerate(container.decode(stream)):
-        begin = number * line.frame if frame.pts is None else line.seconds(frame.pts)
-        while len(begins) < len(times) and times[len(begins)] + 0.1 * line.frame < begin:
+        is_told = line.is_told and frame.pts is not None
+        begin = line.seconds(frame.pts) if is_told else number * line.frame
+        while len(begins) < len(times) and times[len(begins)] + line.slack < begin:
             at, shown = before or (begin, frame)
             writer.write([len(begins)], shown)
             begins.append(at)
@@ -276,7 +309,7 @@ def _frames_one_by_one(
     if before is None:
         raise DecodeError("its video stream has no frames")
     for time in times[len(begins) :]:
-        if time >= end + 0.1 * line.frame:
+        if time >= end + line.slack:
             raise PastEndError(time, end)
         writer.write([len(begins)], before[1])
         begins.append(before[0])

@@ -89,7 +89,7 @@ class Video:
                 height, width = width, height
             return VideoInfo(
                 duration=_header_duration(container, stream) or last_end(container, stream),
-                fps=1 / timeline_of(stream).frame,
+                fps=1 / timeline_of(container, stream).frame,
                 height=height,
                 width=width,
                 codec=stream.codec_context.name,
@@ -148,7 +148,7 @@ class Video:
         )
         with open_container(self.source) as container:
             stream = self._stream(container)
-            rate = native_fps or 1 / timeline_of(stream).frame
+            rate = native_fps or 1 / timeline_of(container, stream).frame
             length = duration or _header_duration(container, stream) or last_end(container, stream)
             plan = request.plan(length, rate)
             if seek == "keyframe":
@@ -187,7 +187,11 @@ class Video:
             raise ConfigError("timestamps must be a flat list of at least one time, 0 s or later")
         with open_container(self.source) as container:
             stream = self._stream(container)
-            step = float(np.diff(times).mean()) if len(times) > 1 else timeline_of(stream).frame
+            step = (
+                float(np.diff(times).mean())
+                if len(times) > 1
+                else timeline_of(container, stream).frame
+            )
             try:
                 plan = ClipPlan(times, step)
                 return _decoded(container, stream, plan, FrameWriter(len(times), min_size, out))
@@ -203,7 +207,7 @@ class Video:
         with open_container(self.source) as container:
             stream = self._stream(container)
             times = frame_times(container, stream)
-            plan = ClipPlan(np.array(times), timeline_of(stream).frame)
+            plan = ClipPlan(np.array(times), timeline_of(container, stream).frame)
             return _decoded(container, stream, plan, FrameWriter(len(times), min_size))
 
     def audio(self, *, start: float = 0.0, duration: float | None = None) -> Audio:
@@ -220,7 +224,7 @@ class Video:
         with open_container(self.source) as container:
             origin = None
             if container.streams.video:
-                line = timeline_of(container.streams.video[0])
+                line = timeline_of(container, container.streams.video[0])
                 origin = line.origin * line.tick
             audio = decode_track(container, start, duration, origin=origin)
         if duration is None:
@@ -233,6 +237,8 @@ class Video:
             kinds = ", ".join(stream.type for stream in container.streams) or "nothing"
             raise DecodeError(f"it has no video track (it has: {kinds})")
         stream = container.streams.video[0]
+        if stream.codec_context is None:
+            raise DecodeError("FFmpeg knows no decoder for its video track")
         stream.codec_context.thread_count = self.threads
         stream.codec_context.thread_type = "AUTO" if self.threads != 1 else "NONE"
         return stream

@@ -103,7 +103,7 @@ def test_a_star_stands_for_all_others() -> None:
 
 
 def test_wrong_options_are_refused() -> None:
-    with pytest.raises(ConfigError, match='decode=\'pil\': give "auto"'):
+    with pytest.raises(ConfigError, match="decode='pil': give \"auto\""):
         Decoders("pil")
     with pytest.raises(ConfigError, match=r"decode\['jpg'\] is 'rgb'"):
         Decoders({"jpg": "rgb"})
@@ -166,7 +166,9 @@ def test_garbage_is_a_decode_error_in_every_decoder(ext: str, data: bytes) -> No
 
 
 def test_errors_of_users_decoders_are_decode_errors_with_their_cause() -> None:
-    with pytest.raises(DecodeError, match=r"cannot decode \.txt \(1 bytes\): KeyError: 'x'") as info:
+    with pytest.raises(
+        DecodeError, match=r"cannot decode \.txt \(1 bytes\): KeyError: 'x'"
+    ) as info:
         decode_member("txt", b"a", decode={"txt": lambda data: {}["x"]})
     assert isinstance(info.value.__cause__, KeyError)
 

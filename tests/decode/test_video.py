@@ -34,8 +34,10 @@ KINDS = {
     "mp4": media.video(50),
     "mp4-moov-first": media.video(50, movflags="faststart"),
     "mp4-fragmented": media.video(50, movflags="frag_keyframe+empty_moov"),
-    "mp4-fragmented-default-base": media.video(
-        50, movflags="frag_keyframe+empty_moov+default_base_moof+global_sidx"
+    "mp4-dash": media.video(
+        50,
+        movflags="frag_keyframe+empty_moov+default_base_moof+global_sidx",
+        options={"preset": "veryfast", "bf": "0"},
     ),
     "mov": media.video(50, container="mov"),
     "mkv": media.video(50, container="matroska"),
@@ -52,7 +54,9 @@ KINDS = {
     ),
     "10-bit": media.video(50, pix_fmt="yuv420p10le"),
     "many-b-frames": media.video(50, options={"preset": "veryfast", "bf": "8", "b_strategy": "0"}),
-    "open-gop": media.video(50, options={"preset": "veryfast", "x264-params": "open-gop=1:bframes=3"}),
+    "open-gop": media.video(
+        50, options={"preset": "veryfast", "x264-params": "open-gop=1:bframes=3"}
+    ),
     "all-keyframes": media.video(50, gop=1),
     "one-keyframe": media.video(50, gop=500),
     "with-sound": media.video(50, sound=media.tone(2.0)),
@@ -109,7 +113,9 @@ def test_past_the_end_is_an_error_or_fewer_frames(clip50: Video) -> None:
         clip50.clip(1, start=2.5)
     with pytest.raises(DecodeError, match=r"no frame at 3.000 s"):
         clip50.frames_at([0.0, 3.0])
-    assert media.numbers_of(clip50.clip(60, start=1.6, allow_shorter=True).frames) == [*range(40, 50)]
+    assert media.numbers_of(clip50.clip(60, start=1.6, allow_shorter=True).frames) == [
+        *range(40, 50)
+    ]
     shorter = clip50.frames_at([1.0, 3.0], allow_shorter=True)
     assert media.numbers_of(shorter.frames) == [25]
 
@@ -156,7 +162,9 @@ def test_keyframe_seeking_moves_the_clip_back() -> None:
     clip = Video(KINDS["mp4"]).clip(4, start=0.6, seek="keyframe")  # keyframes at 0, 12, 24 …
     assert media.numbers_of(clip.frames) == [12, 13, 14, 15]
     assert clip.start == pytest.approx(0.48)
-    assert media.numbers_of(Video(KINDS["one-keyframe"]).clip(2, start=1.0, seek="keyframe").frames) == [0, 1]
+    assert media.numbers_of(
+        Video(KINDS["one-keyframe"]).clip(2, start=1.0, seek="keyframe").frames
+    ) == [0, 1]
     with pytest.raises(ConfigError, match='give "exact" or "keyframe"'):
         Video(KINDS["mp4"]).clip(4, seek="fast")
 
@@ -269,8 +277,14 @@ def film(seconds: int, container: str, movflags: str | None = None) -> bytes:
     frames = np.stack([np.roll(FILM, number * 3, axis=1) for number in range(10 * seconds)])
     frames = (frames ^ rng.integers(0, 32, frames.shape, dtype=np.uint8)).astype(np.uint8)
     return media.video(
-        len(frames), 10, container=container, frames=frames, gop=20, movflags=movflags,
-        sound=media.tone(float(seconds)), sound_codec="aac",
+        len(frames),
+        10,
+        container=container,
+        frames=frames,
+        gop=20,
+        movflags=movflags,
+        sound=media.tone(float(seconds)),
+        sound_codec="aac",
     )
 
 
