@@ -7,17 +7,19 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from harness import Result, Task, random_ids, timed_gets, timed_pass
+from harness import Again, Result, Task, random_ids, timed_gets, timed_pass
 from peers import SHARD_BYTES, as_list, flat
 
 
 def pack(task: Task) -> Result:
     """From the index, with checksums, sidecars and the manifest."""
-    from shardkit import pack as shardkit_pack
+    from shardkit.pack import LocalExecutor, PackOptions
+    from shardkit.pack import pack as shardkit_pack
 
     index = os.path.join(task.data, task.options.get("index", "index.parquet"))
+    options = PackOptions(shard_size=SHARD_BYTES)
     start = time.perf_counter()
-    shardkit_pack(index, task.out, shard_size=SHARD_BYTES, workers=task.options["workers"])
+    shardkit_pack(index, task.out, options=options, executor=LocalExecutor(task.options["workers"]))
     return Result(time.perf_counter() - start, task.options["num_samples"])
 
 
@@ -28,12 +30,11 @@ def dataset_over(task: Task) -> Any:
         task.packed["shardkit"],
         shuffle=task.options.get("shuffle", "none"),
         decode=None,
-        cache_dir=os.path.join(task.scratch, "cache"),
     )
 
 
 def read(task: Task) -> Result:
-    return timed_pass(dataset_over(task), check=task.check)
+    return timed_pass(dataset_over(task), task)
 
 
 def random(task: Task) -> Result:
@@ -49,7 +50,7 @@ def load_torch(task: Task) -> Result:
         num_workers=task.options["workers"],
         collate_fn=as_list,
     )
-    return timed_pass(flat(batches), check=task.check)
+    return timed_pass(Again(lambda: flat(batches)), task)
 
 
 def load_threads(task: Task) -> Result:
@@ -61,7 +62,7 @@ def load_threads(task: Task) -> Result:
         num_workers=task.options["workers"],
         collate_fn=as_list,
     )
-    return timed_pass(flat(batches), check=task.check)
+    return timed_pass(Again(lambda: flat(batches)), task)
 
 
 CONTESTANTS: dict[str, Callable[[Task], Result]] = {

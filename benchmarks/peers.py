@@ -19,7 +19,7 @@ import venv
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from harness import Result, Task, random_ids, source_rows, timed_gets, timed_pass
+from harness import Again, Result, Task, random_ids, source_rows, timed_gets, timed_pass
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 DEFAULT_VENV = os.path.join(HERE, ".data", "peers-venv")
@@ -153,21 +153,21 @@ def as_bytes(sample: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_webdataset(task: Task) -> Result:
-    return timed_pass(webdataset_over(task), check=task.check)
+    return timed_pass(webdataset_over(task), task)
 
 
 def read_mosaicml(task: Task) -> Result:
-    return timed_pass(mosaicml_over(task), check=task.check)
+    return timed_pass(mosaicml_over(task), task)
 
 
 def read_litdata(task: Task) -> Result:
-    return timed_pass(litdata_over(task), check=task.check)
+    return timed_pass(litdata_over(task), task)
 
 
 def read_wids(task: Task) -> Result:
     dataset = wids_over(task)
-    samples: Iterator[dict[str, Any]] = (as_bytes(dataset[i]) for i in range(len(dataset)))
-    return timed_pass(samples, check=task.check)
+    samples = Again(lambda: (as_bytes(dataset[i]) for i in range(len(dataset))))
+    return timed_pass(samples, task)
 
 
 # Random access
@@ -207,7 +207,7 @@ def load(task: Task, dataset: Any, loader: Any = None) -> Result:
         num_workers=task.options.get("workers", 2),
         collate_fn=as_list,
     )
-    return timed_pass(flat(batches), check=task.check)
+    return timed_pass(Again(lambda: flat(batches)), task)
 
 
 def load_webdataset(task: Task) -> Result:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 Samples = dict[str, dict[str, bytes]]
 
@@ -46,11 +48,13 @@ def read_gnu(tars: Sequence[str], scratch: str) -> Samples:
 
 
 def read_webdataset(tars: Sequence[str], scratch: str) -> Samples:
+    """Also takes one brace URL."""
     import webdataset
 
+    urls = tars if isinstance(tars, str) else list(tars)
     return {
         sample["__key__"]: {ext: v for ext, v in sample.items() if not ext.startswith("__")}
-        for sample in webdataset.WebDataset(list(tars), shardshuffle=False)
+        for sample in webdataset.WebDataset(urls, shardshuffle=False)
     }
 
 
@@ -77,11 +81,79 @@ def read_wids(tars: Sequence[str], scratch: str) -> Samples:
     }
 
 
+def read_datasets(tars: Sequence[str], scratch: str) -> Samples:
+    """Hugging Face's webdataset builder; it decodes json and text itself, media on access."""
+    import datasets
+
+    loaded = datasets.load_dataset(
+        "webdataset", data_files={"train": list(tars)}, split="train", cache_dir=scratch
+    )
+    media = (datasets.Image, datasets.Audio, datasets.Video)
+    for name, feature in loaded.features.items():
+        if isinstance(feature, media):
+            loaded = loaded.cast_column(name, type(feature)(decode=False))
+    return {
+        sample["__key__"]: {
+            ext: _undecoded(value) for ext, value in sample.items() if not ext.startswith("__")
+        }
+        for sample in loaded
+    }
+
+
+def _undecoded(value: Any) -> bytes:
+    if isinstance(value, dict) and value.keys() == {"path", "bytes"}:
+        value = value["bytes"]
+    if isinstance(value, str):
+        return value.encode()
+    return value if isinstance(value, bytes) else json.dumps(value).encode()
+
+
+def read_energon(tars: Sequence[str], scratch: str) -> Samples:
+    """Energon's own indexer, then its loader over every sample once, undecoded."""
+    from megatron import energon as en
+
+    for path in tars:
+        shutil.copy(path, scratch)
+    energon_prepare(scratch)
+    with open(os.path.join(scratch, ".nv-meta", "dataset.yaml"), "a", encoding="ascii") as file:
+        file.write("decoder: null\n")
+
+    @en.stateless
+    def cook(sample: dict[str, Any]) -> Any:
+        members = {ext: data for ext, data in sample.items() if not ext.startswith("__")}
+        return RawSample(**en.basic_sample_keys(sample), members=members)
+
+    @en.edataclass
+    class RawSample(en.Sample):  # type: ignore[misc]
+        members: dict[str, bytes]
+
+    class Encoder(en.DefaultTaskEncoder):  # type: ignore[misc]
+        cookers = (en.Cooker(cook),)
+
+        def batch(self, samples: list[Any]) -> list[Any]:
+            return samples
+
+    dataset = en.get_val_dataset(
+        scratch,
+        worker_config=en.WorkerConfig(rank=0, world_size=1, num_workers=0),
+        batch_size=4,
+        task_encoder=Encoder(),
+    )
+    found: Samples = {}
+    for batch in en.get_loader(dataset):
+        for sample in batch:
+            key = sample.__key__.rsplit("/", 1)[-1]
+            assert key not in found
+            found[key] = sample.members
+    return found
+
+
 READERS: dict[str, Callable[[Sequence[str], str], Samples]] = {
     "python-tarfile": read_python,
     "gnu-tar": read_gnu,
     "webdataset": read_webdataset,
     "wids": read_wids,
+    "energon": read_energon,
 }
 
 

@@ -11,6 +11,9 @@ from shardkit.format.keys import MAX_EXT, MAX_KEY, fit_key, tar_name
 from shardkit.format.tar import END_OF_TAR, checksum, member_header, padding
 from tests.interop.readers import READERS, Samples, energon_prepare
 
+# Other libraries' warnings are not ours to mend.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
 SIZES = (0, 1, 511, 512, 513, 10_240, 1_000_003)
 
 
