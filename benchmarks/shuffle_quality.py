@@ -1,6 +1,6 @@
 """Shuffle quality of every mode on a sorted data set, beside webdataset and MosaicML's py1e.
 
-python benchmarks/shuffle_quality.py [--samples 1000000] [--plot docs/shuffle_quality.png] [--json F]
+python benchmarks/shuffle_quality.py [--samples N] [--seeds N] [--plot docs/shuffle_quality.png]
 
 Peers that are not installed are left out. matplotlib (extra "docs") makes the plot.
 """
