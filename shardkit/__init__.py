@@ -12,19 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from shardkit.dataset import ShardDataset
-    from shardkit.index import open_index
-    from shardkit.pack import pack, verify
+    from shardkit.world import World
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "ShardDataset": "shardkit.dataset",
-    "open_index": "shardkit.index",
-    "pack": "shardkit.pack",
-    "verify": "shardkit.pack",
+    "World": "shardkit.world",
 }
 
-__all__ = ["ShardDataset", "__version__", "open_index", "pack", "verify"]
+__all__ = ["ShardDataset", "World", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

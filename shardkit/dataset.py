@@ -14,7 +14,8 @@ import numpy as np
 
 from shardkit.decode.registry import DecodeOption
 from shardkit.errors import ConfigError, ShardkitError, StateError
-from shardkit.index.shards import PackedDataset
+from shardkit.index.scratch import Scratch
+from shardkit.index.shards import open_shards
 from shardkit.order.batches import Block, iterate_blocks
 from shardkit.order.epoch import DEFAULT_BUFFER_SIZE, EpochOrder, Shuffle, ShuffleOptions
 from shardkit.order.selection import Selection
@@ -164,17 +165,15 @@ class SampleDataset(_Base):
             order = self.order(epoch)
             progress = self._progress = _Progress(epoch, order, position)
         split = self._split()
-        blocks = iterate_blocks(
-            order, split, position, worker=world.worker, num_workers=world.num_workers
-        )
-        groups = (
-            self.stream.selection.groups(
-                order.groups(start, min(start + order.block_size, self.num_samples))
+
+        def blocks() -> Iterator[Block]:
+            return iterate_blocks(
+                order, split, position, worker=world.worker, num_workers=world.num_workers
             )
-            for start in range(position, self.num_samples, order.block_size)
-        )
-        with self.stream.source.ahead(groups):
-            for block in blocks:
+
+        locate = self.stream.selection.locate
+        with self.stream.source.ahead(locate(block.ids) for block in blocks()):
+            for block in blocks():
                 progress.block, progress.done = block, -1
                 yield from self._samples(block, progress)
 
@@ -340,7 +339,7 @@ class ShardDataset(SampleDataset):
         storage_options: Mapping[str, Any] | None = None,
         world: World | None = None,
     ) -> None:
-        dataset = PackedDataset.open(url, open_store(storage_options))
+        dataset = open_shards(url, open_store(storage_options), Scratch())
         source = ShardSource(dataset, exts=members, metadata=metadata, verify=verify)
         super().__init__(
             SampleStream(

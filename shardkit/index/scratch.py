@@ -55,14 +55,26 @@ class Scratch:
         """Yield a folder that goes at the end; what a killed process left is removed before."""
         self._prepare()
         self._sweep()
-        folder = os.path.join(self.folder, f"tmp-{secrets.token_hex(6)}")
-        os.mkdir(folder, 0o700)
-        lock = os.open(os.path.join(folder, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        folder, lock = self._locked_folder()
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+            os.close(lock)
+
+    def _locked_folder(self) -> tuple[str, int]:
+        """Make a folder and hold its lock; again, if a sweep took it before the lock was ours."""
+        while True:
+            folder = os.path.join(self.folder, f"tmp-{secrets.token_hex(6)}")
+            path = os.path.join(folder, "lock")
+            os.mkdir(folder, 0o700)
+            try:
+                lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            except FileNotFoundError:
+                continue
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if os.path.exists(path):
+                return folder, lock
             os.close(lock)
 
     def _sweep(self) -> None:

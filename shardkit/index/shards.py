@@ -1,19 +1,21 @@
-"""A packed dataset, opened: the manifest, the shard table, and each shard's layout on demand.
+"""Shards, opened: how many samples each has, and on demand where everything in one lies.
 
-Data's path: ``manifest.json`` → ``shards.parquet`` (checked against it) → a shard's sidecar →
-``ShardLayout``: one array a column, ready to gather any rows of the shard in a few numpy calls.
+Data's path for a packed dataset: ``manifest.json`` → ``shards.parquet`` (checked against it) → a
+shard's sidecar → ``ShardLayout``: one array a column, ready to gather any rows of the shard in a
+few numpy calls. For plain tars: a kept scan of their headers → ``ShardLayout``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+from xxhash import xxh3_128_hexdigest
 
 from shardkit.errors import ConfigError, CorruptError, NotFoundError
 from shardkit.format.manifest import (
@@ -26,9 +28,12 @@ from shardkit.format.manifest import (
 )
 from shardkit.format.sidecar import KEY, decode_offsets, member_exts, metadata_names
 from shardkit.format.tar import checksum
-from shardkit.storage.protocol import Store
+from shardkit.index.scratch import Scratch
+from shardkit.index.sources import identify
+from shardkit.index.tar_groups import ScannedTar, scan_tars
+from shardkit.storage.protocol import ObjectInfo, Store
 
-__all__ = ["PackedDataset", "ShardLayout", "is_packed"]
+__all__ = ["PackedDataset", "PlainTars", "ShardLayout", "ShardSet", "open_shards"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +44,7 @@ class ShardLayout:
         keys: object array [N] of str.
         starts: by ext, int64 [N]: offset of the member's data in the tar; -1 where it has none.
         stops: by ext, int64 [N]: the offset after the data.
-        checksums: by ext, uint64 [N]: XXH3-64 of the data; empty where nothing is known.
+        checksums: by ext, uint64 [N]: XXH3-64 of the data; without an ext whose are not known.
         metadata: by column, array [N]: numbers as they are, anything else as Python objects.
         uneven: whether some sample lacks a member that others have.
     """
@@ -55,9 +60,59 @@ class ShardLayout:
         return len(self.keys)
 
 
+class ShardSet(Protocol):
+    """Shards with one fingerprint. Picklable; thread-safe; small per shard."""
+
+    @property
+    def url(self) -> str:
+        """What was opened, for messages."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the contents."""
+        ...
+
+    @property
+    def counts(self) -> npt.NDArray[np.int64]:
+        """Samples per shard."""
+        ...
+
+    @property
+    def exts(self) -> Sequence[str]:
+        """All members that samples may have."""
+        ...
+
+    @property
+    def default_exts(self) -> Sequence[str]:
+        """Members that are given when nobody says which."""
+        ...
+
+    @property
+    def metadata(self) -> Sequence[str]:
+        """Names of the metadata columns."""
+        ...
+
+    def shard_url(self, shard: int) -> str:
+        """URL of a shard's tar."""
+        ...
+
+    def num_bytes(self, shard: int) -> int:
+        """Size of a shard's tar; -1 where it is not known."""
+        ...
+
+    def tar_checksum(self, shard: int) -> str | None:
+        """``xxh3:`` and 16 hex digits of the whole tar; None where it is not known."""
+        ...
+
+    def layout(self, shard: int, exts: Sequence[str], metadata: Sequence[str]) -> ShardLayout:
+        """Where these members and columns of a shard's samples are."""
+        ...
+
+
 @dataclass(frozen=True)
 class PackedDataset:
-    """The shards of a folder that ``pack`` wrote; picklable and small per shard."""
+    """The shards of a folder that ``pack`` wrote. See ``ShardSet``."""
 
     url: str
     manifest: Manifest
@@ -83,6 +138,39 @@ class PackedDataset:
             ) from error
         shards_url = f"{url}/{SHARDS_NAME}"
         return cls(url, manifest, manifest.check_shards(store.get(shards_url), shards_url), store)
+
+    @property
+    def fingerprint(self) -> str:
+        """The manifest's."""
+        return self.manifest.fingerprint
+
+    @property
+    def counts(self) -> npt.NDArray[np.int64]:
+        """Samples per shard."""
+        return self.shards.samples
+
+    @property
+    def exts(self) -> Sequence[str]:
+        """Exts of the manifest."""
+        return tuple(self.manifest.members)
+
+    @property
+    def default_exts(self) -> Sequence[str]:
+        """All but the tar's own copy of the metadata."""
+        return tuple(ext for ext in self.exts if ext != self.manifest.metadata_ext)
+
+    @property
+    def metadata(self) -> Sequence[str]:
+        """Columns of the manifest."""
+        return tuple(self.manifest.metadata)
+
+    def num_bytes(self, shard: int) -> int:
+        """See ``ShardSet``."""
+        return int(self.shards.num_bytes[shard])
+
+    def tar_checksum(self, shard: int) -> str | None:
+        """See ``ShardSet``."""
+        return f"xxh3:{int(self.shards.tar_xxh3[shard]):016x}"
 
     def shard_url(self, shard: int) -> str:
         """URL of a shard's tar."""
@@ -121,18 +209,6 @@ class PackedDataset:
         table = file.read([KEY, *(e for e in wanted if e in present), *chosen], use_threads=False)
         return table_layout(table, [e for e in wanted if e in present], chosen, len(wanted))
 
-    def check_members(self, exts: Sequence[str]) -> None:
-        """Refuse exts that no sample of the dataset has.
-
-        Raises:
-            ConfigError: naming them and those there are.
-        """
-        unknown = sorted(set(exts) - set(self.manifest.members))
-        if unknown:
-            raise ConfigError(
-                f"{self.url} has no members {unknown}; it has {sorted(self.manifest.members)}"
-            )
-
     def _checked(self, name: str, expected: np.uint64) -> bytes:
         url = f"{self.url}/{name}"
         data = self.store.get(url)
@@ -145,11 +221,91 @@ class PackedDataset:
         return data
 
 
+@dataclass(frozen=True)
+class PlainTars:
+    """Tars with no sidecars, scanned once. See ``ShardSet``."""
+
+    url: str
+    tars: Sequence[ScannedTar]
+    sizes: Sequence[int]
+    fingerprint: str
+    counts: npt.NDArray[np.int64]
+    exts: Sequence[str]
+
+    @classmethod
+    def open(
+        cls, url: str, infos: Sequence[ObjectInfo], store: Store, scratch: Scratch
+    ) -> PlainTars:
+        """Scan the tars, or find the scans that were kept.
+
+        Raises:
+            CorruptError: a tar is damaged.
+        """
+        tars = list(scan_tars(store, infos, scratch))
+        return cls(
+            url,
+            tars,
+            [info.size for info in infos],
+            xxh3_128_hexdigest("".join(tar.identity for tar in tars).encode()),
+            np.array([tar.num_samples for tar in tars], dtype=np.int64),
+            tuple(sorted({ext for tar in tars for ext in tar.exts})),
+        )
+
+    @property
+    def default_exts(self) -> Sequence[str]:
+        """All of them."""
+        return self.exts
+
+    @property
+    def metadata(self) -> Sequence[str]:
+        """None: what the tars hold are members."""
+        return ()
+
+    def shard_url(self, shard: int) -> str:
+        """URL of the tar, or of its decompressed copy."""
+        return self.tars[shard].url
+
+    def num_bytes(self, shard: int) -> int:
+        """See ``ShardSet``."""
+        return self.sizes[shard]
+
+    def tar_checksum(self, shard: int) -> str | None:
+        """Not known: the scan reads headers, not data."""
+        del shard
+        return None
+
+    def layout(self, shard: int, exts: Sequence[str], metadata: Sequence[str]) -> ShardLayout:
+        """See ``ShardSet``."""
+        table = self.tars[shard].load().table
+        present = [ext for ext in exts if ext in table.column_names]
+        return table_layout(table, present, metadata, len(exts))
+
+
+def open_shards(url: str, store: Store, scratch: Scratch) -> ShardSet:
+    """Open a packed dataset by its folder, or plain tars by their names.
+
+    Raises:
+        NotFoundError: nothing is there.
+        ConfigError: it is an index or a folder of files.
+    """
+    if url.rstrip("/").endswith(MANIFEST_NAME) or is_packed(url, store):
+        return PackedDataset.open(url, store)
+    found = identify(store, url)
+    if found.kind == "packed":
+        return PackedDataset.open(found.root, store)
+    if found.kind != "tars":
+        raise ConfigError(
+            f"{url} is no packed dataset and no tars; pack it first (shardkit pack {url} OUT), or "
+            "stream the files themselves with StreamingDataset"
+        )
+    return PlainTars.open(url, found.files, store, scratch)
+
+
 def is_packed(url: str, store: Store) -> bool:
     """Whether a folder holds a manifest."""
     try:
         store.stat(f"{url.rstrip('/')}/{MANIFEST_NAME}")
-    except NotFoundError:
+    except (NotFoundError, NotADirectoryError):
         return False
     return True
 
@@ -162,7 +318,10 @@ def table_layout(
     uneven = len(exts) < num_wanted
     for ext in exts:
         struct = table.column(ext).combine_chunks()
-        offset, size, digest = (struct.field(i).to_numpy(zero_copy_only=False) for i in range(3))
+        offset, size = (struct.field(i).to_numpy(zero_copy_only=False) for i in range(2))
+        digest = struct.field(2)
+        proved = digest.null_count == struct.null_count
+        digest = digest.fill_null(0).to_numpy(zero_copy_only=False)
         if struct.null_count:
             uneven = True
             absent = struct.is_null().to_numpy(zero_copy_only=False)
@@ -171,7 +330,8 @@ def table_layout(
             stops[ext] = np.where(absent, -1, offset + size).astype(np.int64)
         else:
             starts[ext], stops[ext] = offset, offset + size
-        sums[ext] = digest.astype(np.uint64)
+        if proved:
+            sums[ext] = digest.astype(np.uint64)
     return ShardLayout(
         keys=_objects(table.column(KEY)),
         starts=starts,

@@ -16,6 +16,7 @@ OnError = Literal["raise", "skip", "replace"]
 
 logger = logging.getLogger(__name__)
 
+_LOGGED = 20  # failures that are worth a line each in a log
 _LISTED = 1_000  # failures kept by name; beyond it only the count goes on
 
 
@@ -58,7 +59,10 @@ class Failures:
             self.count += 1
             if len(self.listed) < _LISTED:
                 self.listed.append(failed)
-        logger.warning("left out: %s", failed)
+        if self.count <= _LOGGED:
+            logger.warning("left out: %s", failed)
+        if self.count == _LOGGED:
+            logger.warning("further failures are only counted and listed (failures.listed)")
         if self.max_failures is not None and self.count > self.max_failures:
             raise ShardkitError(
                 f"{self.count} samples have failed, more than max_failures={self.max_failures}; "

@@ -36,7 +36,7 @@ class OpenShard:
         path: of the tar.
         url: as messages and ``__url__`` name it.
         layout: places of its N samples.
-        num_bytes: size that the tar must have.
+        num_bytes: size that the tar must have; -1 where that is not known.
         verify: "always", "once" or "never".
         on_verified: called once when every member has been proved.
 
@@ -65,7 +65,7 @@ class OpenShard:
             ) from error
         weakref.finalize(self, os.close, self._fd)
         size = os.fstat(self._fd).st_size
-        if size != num_bytes:
+        if num_bytes not in (size, -1):
             raise CorruptError(
                 f"{url} has {size:,} bytes instead of {num_bytes:,}: it was cut or is another "
                 "file; copy it again, or run `shardkit verify` with --repair"
@@ -79,7 +79,7 @@ class OpenShard:
         self._on_verified = on_verified
         self._unproved: dict[str, npt.NDArray[np.bool_]] = {}
         if verify != "never":
-            self._unproved = {ext: starts >= 0 for ext, starts in layout.starts.items()}
+            self._unproved = {ext: layout.starts[ext] >= 0 for ext in layout.checksums}
 
     def maps(self, ext: str) -> bool:
         """Whether plain slices of ``buffer`` are the way to read this member."""

@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from shardkit.errors import ConfigError, ShardkitError
-from shardkit.index.shards import PackedDataset
+from shardkit.index.shards import ShardSet
 from shardkit.samples.gather import samples_of
 from shardkit.samples.open_shard import OpenShard, Verify
-from shardkit.samples.source import Place, Sample
+from shardkit.samples.source import Place, Places, Sample
 from shardkit.storage.urls import local_path
 
 __all__ = ["ShardSource"]
@@ -34,7 +34,7 @@ class ShardSource:
     """See ``Source``; groups are shards.
 
     Args:
-        dataset: the packed dataset, on this machine.
+        dataset: shards that lie on this machine.
         exts: members to give; default all but the tar's own copy of the metadata.
         metadata: metadata columns to give; default all.
         verify: see ``OpenShard``.
@@ -42,7 +42,7 @@ class ShardSource:
 
     def __init__(
         self,
-        dataset: PackedDataset,
+        dataset: ShardSet,
         *,
         exts: Sequence[str] | None = None,
         metadata: Sequence[str] | None = None,
@@ -80,23 +80,43 @@ class ShardSource:
 
     @property
     def fingerprint(self) -> str:
-        """The manifest's."""
-        return self.dataset.manifest.fingerprint
+        """The shards'."""
+        return self.dataset.fingerprint
 
     @property
     def counts(self) -> npt.NDArray[np.int64]:
         """Samples per shard."""
-        return self.dataset.shards.samples
+        return self.dataset.counts
 
     def read(self, groups: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> Iterator[Sample]:
         """See ``Source``."""
         for start in range(0, len(rows), _ROWS_AT_ONCE):
             here = groups[start : start + _ROWS_AT_ONCE]
-            shards = {shard: self._shard(shard) for shard in np.unique(here).tolist()}
-            wanted = rows[start : start + _ROWS_AT_ONCE]
-            yield from samples_of(shards, here, wanted, self.exts, self.metadata)
+            shards, stop, error = self._open_all(here)
+            wanted = rows[start : start + stop]
+            if stop:
+                yield from samples_of(shards, here[:stop], wanted, self.exts, self.metadata)
             for shard in shards.values():
                 shard.settle()
+            if error is not None:
+                raise error
+
+    def _open_all(
+        self, groups: npt.NDArray[np.int64]
+    ) -> tuple[dict[int, OpenShard], int, ShardkitError | None]:
+        """Open the shards of a block; where one fails, only what is needed for the rows before it.
+
+        Returns the shards, how many rows they serve, and the error.
+        """
+        shards: dict[int, OpenShard] = {}
+        numbers, firsts = np.unique(groups, return_index=True)
+        in_order = np.argsort(firsts)
+        for shard, first in zip(numbers[in_order].tolist(), firsts[in_order].tolist(), strict=True):
+            try:
+                shards[shard] = self._shard(shard)
+            except ShardkitError as error:
+                return shards, first, error
+        return shards, len(groups), None
 
     def place(self, group: int, row: int) -> Place:
         """See ``Source``."""
@@ -106,9 +126,9 @@ class ShardSource:
         except ShardkitError:  # the shard itself is the trouble
             return Place(url, f"sample {row} of the shard")
 
-    def ahead(self, groups: Iterator[npt.NDArray[np.int64]]) -> AbstractContextManager[None]:
+    def ahead(self, places: Iterator[Places]) -> AbstractContextManager[None]:
         """See ``Source``; local shards are near."""
-        del groups
+        del places
         return contextlib.nullcontext()
 
     def _shard(self, shard: int) -> OpenShard:
@@ -139,7 +159,7 @@ class ShardSource:
             local_path(url),
             url,
             dataset.layout(shard, self.exts, self.metadata),
-            int(dataset.shards.num_bytes[shard]),
+            dataset.num_bytes(shard),
             verify="never" if proved else self._verify,
             on_verified=lambda: self._note_proved(shard),
         )
@@ -156,19 +176,22 @@ class ShardSource:
             num_rows -= len(closed.layout)
 
 
-def _exts(dataset: PackedDataset, exts: Sequence[str] | None) -> Sequence[str]:
+def _exts(dataset: ShardSet, exts: Sequence[str] | None) -> Sequence[str]:
     if exts is None:
-        return [ext for ext in dataset.manifest.members if ext != dataset.manifest.metadata_ext]
+        return dataset.default_exts
     lowered = [ext.lower().lstrip(".") for ext in exts]
-    dataset.check_members(lowered)
+    _check_known(dataset, "members", lowered, dataset.exts)
     return lowered
 
 
-def _metadata(dataset: PackedDataset, names: Sequence[str] | None) -> Sequence[str]:
-    known = list(dataset.manifest.metadata)
+def _metadata(dataset: ShardSet, names: Sequence[str] | None) -> Sequence[str]:
     if names is None:
-        return known
+        return dataset.metadata
+    _check_known(dataset, "metadata columns", names, dataset.metadata)
+    return names
+
+
+def _check_known(dataset: ShardSet, what: str, names: Sequence[str], known: Sequence[str]) -> None:
     unknown = sorted(set(names) - set(known))
     if unknown:
-        raise ConfigError(f"{dataset.url} has no metadata columns {unknown}; it has {known}")
-    return list(names)
+        raise ConfigError(f"{dataset.url} has no {what} {unknown}; it has {sorted(known)}")

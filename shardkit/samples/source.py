@@ -10,9 +10,11 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Place", "Sample", "Source"]
+__all__ = ["Place", "Places", "Sample", "Source"]
 
 Sample = dict[str, Any]
+Places = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
+"""Groups and rows within them, int64 [n] each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,10 @@ class Source(Protocol):
         """Say where a sample is, even if it can't be read."""
         ...
 
-    def ahead(self, groups: Iterator[npt.NDArray[np.int64]]) -> AbstractContextManager[None]:
-        """Bring near what these groups need, in this order, while the block runs."""
+    def ahead(self, places: Iterator[Places]) -> AbstractContextManager[None]:
+        """Bring near what will be read, in this order, while the block runs.
+
+        ``places`` yields (groups, rows) in pieces as ``read`` will be asked for them; it is walked
+        lazily, on another thread, no further than a bounded number of bytes ahead.
+        """
         ...
