@@ -230,7 +230,9 @@ class MixOrder:
         self, state: MixState, counts: Int64Array
     ) -> tuple[list[_Share], MixState] | None:
         """Give each rank its share of each stream; shares and totals differ by at most one."""
-        shares, places, dealt = [], [], state.step // self.global_batch_size
+        shares, places = [], []
+        # Dealing starts at a hashed rank, so that no rank gets the surplus more often than others.
+        dealt = make_key("deal", self.options.seed, state.step) % self.world_size
         for number, count in enumerate(counts.tolist()):
             place = state.streams[number]
             if self._has_run_out(number, place, count):

@@ -134,8 +134,7 @@ def test_buffer_mixing_is_a_stable_sort_by_hashed_keys(
     mixing = BufferMixing.over(1000, size, width, key)
     keyed = []
     for _, shifts, ties in mixing._pieces(0, size):
-        for row in range(size):
-            keyed.append(((row + int(shifts[row])) % size, int(ties[row]), row))
+        keyed += [((row + int(shifts[row])) % size, int(ties[row]), row) for row in range(size)]
     # rows that came around the end stand before others of the same key and tie
     expected = sorted(
         keyed, key=lambda item: (item[0], item[1], item[2] - size * (item[2] > item[0]))
