@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +13,7 @@ from shardkit.decode.container import open_container
 from shardkit.decode.extras import has_module, need
 from shardkit.decode.seekable import open_file
 from shardkit.decode.source import Data, Source, as_source
+from shardkit.decode.wav import check_wav
 from shardkit.errors import ConfigError, DecodeError
 
 __all__ = ["Audio", "AudioInfo", "audio_info", "decode_audio", "decode_track"]
@@ -72,6 +75,8 @@ def decode_audio(
     _check_span(start, duration)
     source = as_source(data)
     if _is_for_sndfile(source):
+        if not allow_shorter:
+            check_wav(source)
         audio = _decode_with_sndfile(source, start, duration)
     else:
         with open_container(source) as container:
@@ -122,10 +127,12 @@ def _is_for_sndfile(source: Source) -> bool:
     return head[:4] != b"RIFF" or head[8:12] == b"WAVE"  # an AVI is a RIFF too
 
 
-def _open_sndfile(source: Source) -> Any:
+@contextlib.contextmanager
+def _open_sndfile(source: Source) -> Iterator[Any]:
     soundfile = need("soundfile", "decoding sound")
     try:
-        return soundfile.SoundFile(open_file(source))
+        with soundfile.SoundFile(open_file(source)) as file:
+            yield file
     except soundfile.LibsndfileError as error:
         raise DecodeError(f"libsndfile says: {error.error_string}") from error
 
@@ -139,9 +146,11 @@ def _decode_with_sndfile(source: Source, start: float, duration: float | None) -
                 f"start={start:.3f} s is at or after the end, {file.frames / rate:.3f} s"
             )
         file.seek(first)
-        count = -1 if duration is None else round(duration * rate)
+        count = file.frames - first
+        if duration is not None:
+            count = min(count, round(duration * rate))
         samples = file.read(count, dtype="float32", always_2d=True)
-        if duration is None and len(samples) < file.frames - first:
+        if len(samples) < count:
             raise DecodeError(
                 f"its header says {file.frames} samples, but only {first + len(samples)} "
                 f"are there: it was cut"
@@ -182,6 +191,8 @@ def decode_track(
     if start > 0 or origin > 0 or container.streams.video:
         earlier = max(0.0, begin - _PREROLL_S)
         container.seek(int(earlier / stream.time_base), stream=stream)
+    if duration is None and not container.streams.video:
+        limit = _told_length(stream, start)
     place: int | None = None  # of the next sample, counted from ``begin``
     parts: list[tuple[int, Samples]] = []
     for frame in container.decode(stream):
@@ -195,6 +206,17 @@ def decode_track(
             parts.append((place, samples))
         place += samples.shape[1]
     return Audio(_laid_out(parts, limit, stream.codec_context.channels), rate)
+
+
+def _told_length(stream: Any, start: float) -> int | None:
+    """Return how many samples follow ``start``, where the header tells it to the sample.
+
+    The last packet of an mp4's AAC is filled up; its edit list says where the sound ends.
+    """
+    rate = stream.codec_context.sample_rate
+    if not stream.duration or stream.time_base * rate != 1 or stream.frames == 0:
+        return None
+    return max(0, stream.duration - round(start * rate))
 
 
 def _laid_out(parts: list[tuple[int, Samples]], limit: int | None, num_channels: int) -> Samples:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from shardkit.decode.extras import need
 from shardkit.decode.pictures import FrameWriter
 from shardkit.errors import DecodeError
 
@@ -193,10 +194,14 @@ def _packets_around(
 
     Returns None for the packets where they do not tell their times, and whether the stream ended.
     """
+    ffmpeg_error = need("av", "decoding video").FFmpegError
     begin = _begin(line)
     for earlier in _EARLIER_S:
         at = max(begin, targets[0] - int(earlier / line.tick))
-        container.seek(at, stream=stream)
+        try:
+            container.seek(at, stream=stream)
+        except ffmpeg_error:  # it can't jump in this file
+            return None, False
         packets, ended = _packets_until(container, stream, targets[-1])
         if packets is None or at == begin or (packets and packets[0].pts <= targets[0]):
             return packets, ended
@@ -292,7 +297,7 @@ def _frames_one_by_one(
     """Decode from the start, counting frames where they carry no time."""
     stream.codec_context.flush_buffers()
     stream.codec_context.skip_frame = "DEFAULT"
-    container.seek(_begin(line), stream=stream)
+    container.seek(_begin(line) if line.is_told else line.origin, stream=stream)
     begins: list[float] = []
     before: tuple[float, Any] | None = None
     end = 0.0

@@ -11,7 +11,7 @@ import pytest
 from shardkit.decode.seekable import SourceFile
 from shardkit.decode.source import BytesSource, FileSource, StoreSource
 from shardkit.decode.video import Video, open_video
-from shardkit.errors import ConfigError, DecodeError
+from shardkit.errors import ConfigError, DecodeError, TransientError
 from tests import media
 
 
@@ -309,6 +309,25 @@ def test_a_clip_fetches_only_the_bytes_it_needs(
         assert np.abs(clip.frame_times - clip.timestamps).max() < 0.02
         assert store.num_bytes <= share * len(data), (start, store.num_bytes / len(data))
         assert store.num_reads < 60
+
+
+def test_errors_of_the_store_reach_the_caller_as_they_are() -> None:
+    data = KINDS["mp4"]
+
+    class Failing(CountingStore):
+        def get_range(self, url: str, start: int, stop: int) -> bytes:
+            if self.num_reads >= allowed:
+                raise TransientError("the network is down")
+            return super().get_range(url, start, stop)
+
+    for allowed in range(5):
+        source = StoreSource(Failing(data * 1), "s3://b/film", len(data))
+        try:
+            Video(source).clip(50)
+        except TransientError:
+            continue
+        assert allowed > 0
+        break
 
 
 def test_truncated_files_are_errors_never_a_spin() -> None:
