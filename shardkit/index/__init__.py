@@ -1,6 +1,6 @@
 """Any index → rows: key, members, metadata, in bounded memory.
 
-    index = open_index("s3://bucket/table/*.parquet")   # or csv, json(l), arrow, folder, list, tars, …
+    index = open_index("s3://bucket/table/*.parquet")   # or csv, json(l), arrow, folder, list, tars
     print(index.describe())                              # which column is what; all overridable
     index.num_rows; index.counts                         # int64 [num_groups]: rows per group
     index.fingerprint                                    # of contents, findings and filter
@@ -10,8 +10,8 @@
     rows.keys                                            # list[str], the user's own
     rows.metadata                                        # pa.Table
     for member in rows.members:                          # MemberColumn, a list a field:
-        member.names                                     #   name in the sample (None: absent, or its
-                                                         #   ext is known only from the bytes)
+        member.names                                     #   name in the sample (None: absent, or
+                                                         #   its ext is known from the bytes alone)
         member.urls, member.starts, member.sizes         #   where its bytes are
         member.values                                    #   or the bytes themselves
         member.name_for(sniff_ext(data))                 #   name, once the bytes are there

@@ -63,8 +63,8 @@ def as_table(source: Any) -> pa.Table:
         table = pa.table({name: [row.get(name) for row in source] for name in names})
     else:
         raise ConfigError(
-            f"a {type(source).__name__} is no index: give a path or URL, an Arrow table, a DataFrame "
-            "or a list of dicts"
+            f"a {type(source).__name__} is no index: give a path or URL, an Arrow table, a "
+            "DataFrame or a list of dicts"
         )
     return table.replace_schema_metadata(None)
 

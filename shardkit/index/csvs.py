@@ -49,8 +49,8 @@ def csv_tables(file: BinaryIO, url: str, spool: Spool) -> tuple[pa.Schema, Itera
             spool.append(reader.schema.empty_table())
     except pa.ArrowException as error:
         raise IndexDataError(f"{url}: {_words(error)}") from error
-    for name in fits:
-        chosen = [dtype for (_, dtype), fit in zip(_TYPES, fits[name], strict=True) if fit]
+    for name, known in fits.items():
+        chosen = [dtype for (_, dtype), fit in zip(_TYPES, known, strict=True) if fit]
         types[name] = chosen[0] if chosen else pa.string()
     names = reader.schema.names
     _check_names(names, url)

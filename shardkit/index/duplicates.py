@@ -42,14 +42,15 @@ def check_unique(
     keys = Batches(_SCHEMA, lambda: _checked(batches(), where, column))
     with connect(scratch, keys=keys) as connection:
         suspects = connection.sql(
-            "SELECT h FROM (SELECT hash(key) AS h, row FROM keys) GROUP BY h HAVING count(*) > 1 "
+            "SELECT h FROM (SELECT hash(key) AS h, row FROM keys) GROUP BY h "  # noqa: S608
+            "HAVING count(*) > 1 "
             f"ORDER BY min(row) LIMIT {_SUSPECTS}"
         ).fetchall()
         if not suspects:
             return
         hashes = ", ".join(str(found[0]) for found in suspects)
         repeated = connection.sql(
-            "SELECT key, list(row ORDER BY row)[:2] FROM keys "
+            "SELECT key, list(row ORDER BY row)[:2] FROM keys "  # noqa: S608
             f"WHERE hash(key) IN ({hashes}) GROUP BY key HAVING count(*) > 1 "
             "ORDER BY min(row) LIMIT 1"
         ).fetchall()

@@ -35,12 +35,68 @@ _HEAD_BYTES_ROWS = 8  # of columns that hold bytes: they are big
 _LOOKED_AT = 1_000  # cells that are looked at to tell what a column holds
 _TRIED = 8  # relative paths looked for, to know where they start
 
-_KEY_NAMES = ["__key__", "key", "id", "data_id", "sample_id", "uid", "uuid", "guid", "index", "idx", "image_id", "video_id", "audio_id", "clip_id", "file_id", "media_id", "photo_id", "item_id", "asset_id", "doc_id", "hash", "sha256", "md5", "name", "image_name", "video_name"]
+_KEY_NAMES = [
+    "__key__",
+    "key",
+    "id",
+    "data_id",
+    "sample_id",
+    "uid",
+    "uuid",
+    "guid",
+    "index",
+    "idx",
+    "image_id",
+    "video_id",
+    "audio_id",
+    "clip_id",
+    "file_id",
+    "media_id",
+    "photo_id",
+    "item_id",
+    "asset_id",
+    "doc_id",
+    "hash",
+    "sha256",
+    "md5",
+    "name",
+    "image_name",
+    "video_name",
+]
 _NO_KEYS = frozenset(
-    ["class", "label", "category", "user", "author", "owner", "group", "parent", "type", "lang", "language", "speaker", "cluster", "split", "source", "dataset", "shard"]
+    [
+        "class",
+        "label",
+        "category",
+        "user",
+        "author",
+        "owner",
+        "group",
+        "parent",
+        "type",
+        "lang",
+        "language",
+        "speaker",
+        "cluster",
+        "split",
+        "source",
+        "dataset",
+        "shard",
+    ]
 )
 _PAGES = frozenset(
-    ["page", "link", "homepage", "website", "referrer", "referer", "license", "licence", "source", "origin"]
+    [
+        "page",
+        "link",
+        "homepage",
+        "website",
+        "referrer",
+        "referer",
+        "license",
+        "licence",
+        "source",
+        "origin",
+    ]
 )
 
 
@@ -80,7 +136,8 @@ class Findings:
         """Return a few lines for people: every finding, and the flag that overrides it."""
         lines = [f"key       {self.key or 'made from the row number'}   (--key)"]
         for column in self.files:
-            of = " or ".join((column.ext and [column.ext]) or column.exts or ["an ext by its bytes"])
+            exts = (column.ext,) if column.ext else column.exts
+            of = " or ".join(exts) or "an ext by its bytes"
             where = "" if column.kind in ("url", "range") else f", {_KIND_WORDS[column.kind]}"
             member = f"{column.name}.…" if column.qualified else "its ext"
             flag = "--inline" if column.kind in ("text", "json") else "--files"
@@ -126,13 +183,14 @@ def find(groups: Groups, choices: Choices, store: Store) -> Findings:
     else:
         files = [FileColumn(name, "range", ext=name) for name in ranges]
         files = files or _found_files(head, set(inline) | {choices.key or ""})
-    files = _with_bases(files, head, groups, store, choices.files is None, notes)
+    files = _with_bases(files, head, groups, store, guessed=choices.files is None, notes=notes)
     files = [_with_places(column, schema) for column in files]
     files += [_inlined(name, ext, schema) for name, ext in inline.items()]
     taken = {column.name for column in files} | {
         c for f in files for c in (f.size, f.offset, f.xxh3) if c
     }
-    key = _key(choices.key, head, taken, schema, notes)
+    wanted = choices.key or (KEY if ranges else None)  # keys of a tar may repeat: they are its own
+    key = _key(wanted, head, taken, schema, notes)
     if choices.metadata is not None:
         metadata = list(_parse_columns(choices.metadata, "metadata", schema))
     else:
@@ -281,7 +339,7 @@ def _holds_files(head: pa.Table, name: str) -> tuple[str, Kind | None, Kind | No
         kind, element = kind_of(name, dtype)
     except ConfigError:
         return "no", None, None
-    if kind == "bytes" or kind == "struct" or (kind == "list" and element in ("bytes", "struct")):
+    if "bytes" in (kind, element) or "struct" in (kind, element):
         return "yes", kind, element
     if kind == "list" and element != "url":
         return "no", None, None
@@ -336,6 +394,7 @@ def _with_bases(
     head: pa.Table,
     groups: Groups,
     store: Store,
+    *,
     guessed: bool,
     notes: list[str],
 ) -> list[FileColumn]:

@@ -81,7 +81,8 @@ class TableGroups:
     def counts(self) -> npt.NDArray[np.int64]:
         """``ROWS_PER_GROUP`` each, and the rest."""
         starts = np.arange(0, self.table.num_rows, ROWS_PER_GROUP, dtype=np.int64)
-        return np.minimum(ROWS_PER_GROUP, self.table.num_rows - starts)
+        counts: npt.NDArray[np.int64] = np.minimum(ROWS_PER_GROUP, self.table.num_rows - starts)
+        return counts
 
     @property
     def identity(self) -> str:
@@ -185,6 +186,7 @@ class HashSink:
         self._hasher = hasher
 
     def write(self, data: Any) -> int:
+        """Hash."""
         self._hasher.update(data)
         return len(data)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -158,7 +159,10 @@ class Index:
         filtered = ""
         if self.selection is not None:
             filtered = f" of {int(self._raw_counts.sum()):,}"
-        return f"{self.num_rows:,}{filtered} rows in {self.source}\n{self.findings.describe()}"
+        return f"{self.num_rows:,}{filtered} rows in {self.source}\n{self._described()}"
+
+    def _described(self) -> str:
+        return replace(self.findings, metadata=self.metadata_columns).describe()
 
     def check_keys(self) -> None:
         """Look at all keys, in bounded memory.
@@ -189,14 +193,11 @@ class Index:
         return self._row_words(group, int(row - (ends[group] - self._raw_counts[group])))
 
     def _row_words(self, group: int, row: int) -> str:
-        number = int(self._raw_counts[:group].sum()) + row
-        file = self._groups.file(group) or self.source
-        if len(self._raw_counts) and self._groups.file(len(self._raw_counts) - 1) != file:
-            first = group
-            while first and self._groups.file(first - 1) == file:
-                first -= 1
-            number = int(self._raw_counts[first:group].sum()) + row
-        return f"row {number:,} of {file}"
+        first = group  # rows are counted within a file where there are several
+        while first and self._groups.file(first - 1) == self._groups.file(group):
+            first -= 1
+        number = int(self._raw_counts[first:group].sum()) + row
+        return f"row {number:,} of {self._groups.file(group) or self.source}"
 
     def _table(self, group: int) -> pa.Table:
         """All needed columns of a whole group, from memory if it was just read."""
@@ -233,7 +234,8 @@ class Index:
             if value in seen:
                 raise IndexDataError(
                     f"the key {value!r} repeats: {self._row_words(group, seen[value])} and "
-                    f"{self._row_words(group, row)}; make keys unique, or name another column (--key)"
+                    f"{self._row_words(group, row)}; make keys unique, or name another column "
+                    "(--key)"
                 )
             seen[value] = row
 
@@ -288,7 +290,7 @@ class Index:
         group: int,
         raw: Sequence[int] | npt.NDArray[np.int64],
     ) -> None:
-        """Two members of a row must differ in name; told from exts that the first rows didn't show."""
+        """Two members of a row must differ in name, also where the first rows didn't show it."""
         loose = [m for m in members if not m.qualified]
         seen: dict[str, MemberColumn] = {}
         mixed = any(_share(a, b) for i, a in enumerate(loose) for b in loose[:i])
@@ -323,7 +325,8 @@ def _share(a: MemberColumn, b: MemberColumn) -> bool:
 def _metadata_sources(findings: Findings) -> dict[str, str]:
     """Metadata column → source column: ``__key__``, which samples have anyway, becomes ``key``."""
     names = {name: name for name in findings.metadata if name != KEY}
-    if KEY in findings.metadata and "key" not in names:
+    taken = {*names, *(column.name for column in findings.files)}
+    if KEY in findings.metadata and "key" not in taken:
         names = {"key": KEY, **names}
     return names
 

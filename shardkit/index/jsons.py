@@ -169,8 +169,8 @@ def _records_of(whole: dict[str, Any], url: str) -> Iterator[Any]:
     if values and len(lists) == len(values):
         if len({len(value) for value in lists}) != 1:
             raise IndexDataError(
-                f"{url} has lists of different lengths under {', '.join(list(whole)[:5])}: which of "
-                "them are the rows? Write the records as JSON lines"
+                f"{url} has lists of different lengths under {', '.join(list(whole)[:5])}: which "
+                "of them are the rows? Write the records as JSON lines"
             )
         return (dict(zip(whole, row, strict=True)) for row in zip(*lists, strict=True))
     if values and all(isinstance(value, dict) for value in values):
@@ -237,8 +237,7 @@ def _parts(values: Iterator[Any]) -> Iterator[list[Any]]:
 
 def _table(records: Iterable[Any]) -> pa.Table:
     columns: dict[str, list[Any]] = {}
-    count = 0
-    for record in records:
+    for count, record in enumerate(records):
         if not isinstance(record, dict):
             raise IndexDataError(f"record {count} is {str(record)[:60]!r}, not an object")
         for name in record:
@@ -246,7 +245,6 @@ def _table(records: Iterable[Any]) -> pa.Table:
                 columns[name] = [None] * count
         for name, values in columns.items():
             values.append(record.get(name))
-        count += 1
     return pa.table({name: _array(values) for name, values in columns.items()})
 
 

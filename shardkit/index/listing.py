@@ -56,7 +56,8 @@ def listing_tables(
     """Group files and return one row a sample: its key, a column of URLs per ext, and sizes.
 
     Members of a sample are neighbours in a sorted listing (files of folders like ``a.b/`` may lie
-    between); in a list, they are lines that follow each other. Memory does not grow with the number
+    between); in a list, they are lines that follow each other. URLs are relative to the root, so
+    that a folder is the same index wherever it lies. Memory does not grow with the number
     of files. Hidden files and ``__meta__`` are left out, and so are names without an ext.
     """
     exts: set[str] = set()
@@ -72,9 +73,9 @@ def listing_tables(
         sized.update(e for s in part for e, info in s.members.items() if info.size >= 0)
         if len(exts) > _MAX_EXTS:
             raise IndexDataError(
-                f"the files have more than {_MAX_EXTS} different exts ({', '.join(sorted(exts)[:4])} "
-                "…): an ext starts at the first dot of a file's name, so names must have no other "
-                "dots; rename the files, or write an index with a column of URLs"
+                f"the files have more than {_MAX_EXTS} different exts "
+                f"({', '.join(sorted(exts)[:4])} …): an ext starts at the first dot of a name, so "
+                "names must have no other dots; rename the files, or write an index with URLs"
             )
         spool.append(_table(part, grouping))
     if not count:
@@ -104,7 +105,8 @@ def _table(samples: list[_Sample], grouping: Grouping) -> pa.Table:
         columns[grouping.folder_as] = pa.array([name or None for name in folders], pa.string())
     for ext in sorted({ext for sample in samples for ext in sample.members}):
         found = [sample.members.get(ext) for sample in samples]
-        columns[ext] = pa.array([info and info.url for info in found], pa.string())
+        paths = [info and info.url[len(grouping.root) :] for info in found]
+        columns[ext] = pa.array(paths, pa.string())
         sizes = [info.size if info and info.size >= 0 else None for info in found]
         columns[f"size.{ext}"] = pa.array(sizes, pa.int64())
     return pa.table(columns)
@@ -134,8 +136,8 @@ def _samples(files: Iterable[ObjectInfo], grouping: Grouping) -> Iterator[_Sampl
             open_samples.append(sample)
         if ext in sample.members:
             raise IndexDataError(
-                f"{sample.members[ext].url} and {info.url} both are the {ext} of the sample {key!r}: "
-                "rename one"
+                f"{sample.members[ext].url} and {info.url} both are the {ext} of the sample "
+                f"{key!r}: rename one"
             )
         sample.members[ext] = info
     yield from reversed(open_samples)

@@ -44,9 +44,31 @@ MEDIA_TYPES: Mapping[str, frozenset[str]] = {
 """Exts by kind of content, as ``data_type=`` names them."""
 
 _KNOWN = frozenset().union(*MEDIA_TYPES.values()) | frozenset(
-    ["svg", "psd", "dng", "cr2", "nef", "arw", "nii", "dcm", "mid", "midi", "ply", "obj", "stl", "glb", "gltf", "las", "laz", "zip", "parquet", "mat"]
+    [
+        "svg",
+        "psd",
+        "dng",
+        "cr2",
+        "nef",
+        "arw",
+        "nii",
+        "dcm",
+        "mid",
+        "midi",
+        "ply",
+        "obj",
+        "stl",
+        "glb",
+        "gltf",
+        "las",
+        "laz",
+        "zip",
+        "parquet",
+        "mat",
+    ]
 )
 _PACKED = frozenset({"gz", "bz2", "xz", "zst"})
+_KEY_AND_EXT = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
 _SUFFIX = re.compile(r"(?=[^.]*[a-z])[a-z0-9_\-]{1,16}", re.ASCII)
 
 INDEX_EXTS: Mapping[str, str] = {
@@ -83,7 +105,7 @@ def folder_of(url: str) -> str:
 
 
 def last_ext(url: str) -> str:
-    """Return the ext of a file named by a cell of a table: its last suffix (``nii.gz`` counts as one).
+    """Return the ext of a file named by a cell of a table: its last suffix (``nii.gz`` is one).
 
     Dots earlier in the name are part of it (``IMG.2020.01.jpg``): a table says by its columns what
     belongs together. ``""`` where there is none, or where a web address has one that names no
@@ -105,16 +127,20 @@ def last_ext(url: str) -> str:
 def split_key(path: str) -> tuple[str, str]:
     """Return the key and ext of a file in a folder or tar: parted at the basename's first dot.
 
-    The rule of webdataset, Energon and DALI. ``("", "")`` for names without a dot or stem, which
-    belong to no sample.
+    The rule of webdataset, Energon and DALI, to the letter of their regular expression (of a
+    basename that starts with a dot, the folder is the key). ``("", "")`` for names that belong to
+    no sample.
 
     >>> split_key("cat/x.seg.PNG")
     ('cat/x', 'seg.png')
     """
     folder, slash, base = path.rpartition("/")
     stem, dot, ext = base.partition(".")
-    if not dot or not stem:
+    if not dot:
         return "", ""
+    if not stem or "\n" in path:
+        found = _KEY_AND_EXT.match(path)
+        return (found.group(1), found.group(2).lower()) if found else ("", "")
     return f"{folder}{slash}{stem}", ext.lower()
 
 
@@ -124,7 +150,7 @@ def known_ext(url: str) -> bool:
 
 
 def media_type_of(ext: str) -> str | None:
-    """Return ``"image"``, ``"video"``, ``"audio"``, ``"text"``, ``"latent"`` or None, by the last suffix."""
+    """Return the kind in ``MEDIA_TYPES`` that an ext's last suffix belongs to, or None."""
     last = ext.rpartition(".")[2]
     return next((name for name, exts in MEDIA_TYPES.items() if last in exts), None)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
@@ -23,7 +24,7 @@ from shardkit.index.joined import join_groups
 from shardkit.index.jsons import json_tables
 from shardkit.index.listing import Grouping, listing_tables
 from shardkit.index.names import INDEX_EXTS, index_ext
-from shardkit.index.parquet import open_parquet
+from shardkit.index.parquet import open_parquet, parquet_tables
 from shardkit.index.scratch import Scratch
 from shardkit.index.sources import Source, identify
 from shardkit.index.spool import Spool, Write, keep_tables, keep_unnamed
@@ -35,7 +36,10 @@ from shardkit.storage.store import open_store
 
 __all__ = ["open_index"]
 
+logger = logging.getLogger(__name__)
+
 _VERSION = "1"  # of what is kept in scratch
+_MOST_ROWS = 1 << 22  # of a row group that is read whole; some writers put 64 Mi rows into one
 _IN_MEMORY = 64 << 20  # bytes of a table that is carried along when an index is pickled
 
 
@@ -187,10 +191,33 @@ class _Opener:
         parts: list[Groups] = []
         for parquet, run in itertools.groupby(files, lambda info: _reader(info) == "parquet"):
             if parquet:
-                parts.append(open_parquet(self.store, list(run)))
+                parts.append(self._parquet(list(run)))
             else:
                 parts.extend(self._convert(info) for info in run)
         return join_groups(parts)
+
+    def _parquet(self, infos: Sequence[ObjectInfo]) -> Groups:
+        """Read in place, unless a row group is so big that reading one would fill the memory."""
+        groups = open_parquet(self.store, infos)
+        if not len(groups.counts) or groups.counts.max() <= _MOST_ROWS:
+            return groups
+        if len(infos) > 1:
+            return join_groups([self._parquet([info]) for info in infos])
+        logger.info(
+            "%s has row groups of %s rows: it is copied to %s, in smaller groups, once",
+            infos[0].url,
+            f"{groups.counts.max():,}",
+            self.scratch.folder,
+        )
+        name = xxh3_128_hexdigest(
+            repr((_VERSION, infos[0].url, infos[0].size, infos[0].version)).encode()
+        )
+        return keep_tables(
+            self.scratch,
+            name,
+            infos[0].url,
+            lambda _, write: write(*parquet_tables(self.store, infos[0])),
+        )
 
     def _convert(self, info: ObjectInfo) -> Groups:
         name = xxh3_128_hexdigest(repr((_VERSION, info.url, info.size, info.version)).encode())

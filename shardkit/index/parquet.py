@@ -22,11 +22,20 @@ from shardkit.index.groups import ROWS_PER_GROUP
 from shardkit.storage.protocol import ObjectInfo, Store
 from shardkit.storage.urls import is_local, local_path
 
-__all__ = ["ParquetFile", "ParquetGroups", "RangeFile", "open_parquet", "read_schema"]
+__all__ = [
+    "ParquetFile",
+    "ParquetGroups",
+    "ParquetLayout",
+    "RangeFile",
+    "open_parquet",
+    "parquet_tables",
+    "read_schema",
+]
 
 _THREADS = 16  # footers of far files: ~10 ms each, so a thousand files take a second
 _FOOTER_BYTES = 64 << 10  # a first guess that holds the footers of most files
 _KEPT_FOOTERS = 8  # parsed footers per process: lanes of an order look at a few files at a time
+_STREAM_BYTES = 1 << 20  # read ahead per column when a file is read from front to back
 _HASHED_WHOLE = 64 << 20  # local files up to this many bytes in all are hashed whole, ~10 ms
 
 
@@ -39,6 +48,25 @@ class ParquetFile:
     version: str
 
 
+@dataclass(frozen=True, slots=True)
+class ParquetLayout:
+    """Where the G groups of some files are.
+
+    Attributes:
+        files: in order.
+        schema: columns of all files.
+        counts: int64 [G]; rows.
+        places: int32 [G, 3]; file, first row group, row group after the last (-1: all the rest).
+        identity: hash of the contents.
+    """
+
+    files: Sequence[ParquetFile]
+    schema: pa.Schema
+    counts: npt.NDArray[np.int64]
+    places: npt.NDArray[np.int32]
+    identity: str
+
+
 class ParquetGroups:
     """Many Parquet files as one list of groups.
 
@@ -49,43 +77,19 @@ class ParquetGroups:
 
     in_memory = False
 
-    def __init__(
-        self,
-        store: Store,
-        files: Sequence[ParquetFile],
-        schema: pa.Schema,
-        counts: npt.NDArray[np.int64],
-        places: npt.NDArray[np.int32],
-        identity: str,
-    ) -> None:
-        """See ``open_parquet``.
-
-        Args:
-            store: reads the files.
-            files: the files, in order.
-            schema: columns of all files.
-            counts: [G] rows.
-            places: [G, 3] file, first row group, row group after the last (-1: all the rest).
-            identity: hash of the contents.
-        """
-        self.schema = schema
-        self.counts = counts
-        self.identity = identity
+    def __init__(self, store: Store, layout: ParquetLayout) -> None:
+        self.schema = layout.schema
+        self.counts = layout.counts
+        self.identity = layout.identity
         self._store = store
-        self._files = files
-        self._places = places
+        self._layout = layout
+        self._files = layout.files
+        self._places = layout.places
         self._lock = threading.Lock()
         self._footers: OrderedDict[int, pq.FileMetaData] = OrderedDict()  # guarded by _lock
 
-    def __reduce__(self) -> tuple[type[ParquetGroups], tuple[Any, ...]]:
-        return ParquetGroups, (
-            self._store,
-            self._files,
-            self.schema,
-            self.counts,
-            self._places,
-            self.identity,
-        )
+    def __reduce__(self) -> tuple[type[ParquetGroups], tuple[Store, ParquetLayout]]:
+        return ParquetGroups, (self._store, self._layout)
 
     def read(self, group: int, columns: Sequence[str]) -> pa.Table:
         """Read exactly the column chunks of the group; far ones in parallel ranges."""
@@ -94,10 +98,17 @@ class ParquetGroups:
         footer = self._footer(file)
         stop = footer.num_row_groups if stop < 0 else stop
         present = self._present(footer, columns)
+        if not present:
+            return _nulls(int(self.counts[group]), self.schema, columns)
         source = self._source(info)
         if isinstance(source, RangeFile):
             source.preload(_chunk_ranges(footer, range(start, stop), present))
-        table = self._decode(info, source, footer, range(start, stop), columns, present)
+        with _mapped_errors(info.url):
+            opened = pq.ParquetFile(source, metadata=footer, pre_buffer=False)
+            table = opened.read_row_groups(
+                list(range(start, stop)), columns=present, use_threads=False
+            )
+        table = self._conform(table, columns, info.url)
         if table.num_rows != self.counts[group]:
             raise IndexDataError(
                 f"{info.url} changed since the index was opened: {table.num_rows:,} rows where "
@@ -127,23 +138,6 @@ class ParquetGroups:
     def file(self, group: int) -> str:
         """URL of the group's file."""
         return self._files[int(self._places[group, 0])].url
-
-    def _decode(
-        self,
-        info: ParquetFile,
-        source: Any,
-        footer: pq.FileMetaData,
-        row_groups: range,
-        columns: Sequence[str],
-        present: list[str],
-    ) -> pa.Table:
-        with _mapped_errors(info.url):
-            if not present:
-                rows = sum(footer.row_group(i).num_rows for i in row_groups)
-                return _no_columns(rows, self.schema, columns)
-            opened = pq.ParquetFile(source, metadata=footer, pre_buffer=False)
-            table = opened.read_row_groups(list(row_groups), columns=present, use_threads=False)
-        return self._conform(table, columns, info.url)
 
     def _conform(self, table: pa.Table, columns: Sequence[str], url: str) -> pa.Table:
         """Give a file's columns the types that all files agree on; absent ones are null."""
@@ -275,14 +269,31 @@ def open_parquet(store: Store, infos: Sequence[ObjectInfo]) -> ParquetGroups:
             for start, stop, count in _runs(rows):
                 places.append((number, start, stop))
                 counts.append(count)
-    return ParquetGroups(
-        store,
+    layout = ParquetLayout(
         files,
         _unified(schemas, files),
         np.array(counts, dtype=np.int64),
         np.array(places, dtype=np.int32).reshape(-1, 3),
         str(hasher.hexdigest()),
     )
+    return ParquetGroups(store, layout)
+
+
+def parquet_tables(store: Store, info: ObjectInfo) -> tuple[pa.Schema, Iterator[pa.Table]]:
+    """Read a whole file from front to back in small parts, however big its row groups are."""
+    file = ParquetFile(info.url, info.size, info.version)
+    footer, _ = _read_footer(store, file)
+    source = local_path(info.url) if is_local(info.url) else RangeFile(store, info.url, info.size)
+
+    def tables() -> Iterator[pa.Table]:
+        with _mapped_errors(info.url):
+            opened = pq.ParquetFile(
+                source, metadata=footer, pre_buffer=False, buffer_size=_STREAM_BYTES
+            )
+            for batch in opened.iter_batches(ROWS_PER_GROUP, use_threads=False):
+                yield pa.Table.from_batches([batch]).replace_schema_metadata(None)
+
+    return footer.schema.to_arrow_schema().remove_metadata(), tables()
 
 
 def read_schema(store: Store, file: ParquetFile) -> pa.Schema:
@@ -350,7 +361,8 @@ def _chunk_ranges(
     return found
 
 
-def _no_columns(rows: int, schema: pa.Schema, columns: Sequence[str]) -> pa.Table:
+def _nulls(rows: int, schema: pa.Schema, columns: Sequence[str]) -> pa.Table:
+    """Columns that a file does not have; without any, a table still has its rows."""
     if not columns:
         return pa.table({"": pa.nulls(rows)}).select([])
     return pa.Table.from_arrays(

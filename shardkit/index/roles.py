@@ -35,6 +35,7 @@ def roles_of(schema: pa.Schema) -> dict[str, dict[str, Any]]:
             found[field.name] = dict(json.loads(raw))
         except (ValueError, TypeError) as error:
             raise CorruptError(
-                f"the role of the column {field.name!r} is damaged ({raw[:60]!r}); write the index again"
+                f"the role of the column {field.name!r} is damaged ({raw[:60]!r}); write the "
+                "index again"
             ) from error
     return found

@@ -1,4 +1,4 @@
-"""What an index yields: batches of rows, columnar, so that the cost is per column and not per row."""
+"""What an index yields: batches of rows, columnar, so that costs are per column, not per row."""
 
 from __future__ import annotations
 

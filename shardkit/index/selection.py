@@ -64,7 +64,7 @@ class Selection:
                     self._bits = np.memmap(self._path, dtype=np.uint8, mode="r")
                 except FileNotFoundError as error:
                     raise IndexDataError(
-                        f"{self._path}, where the filtered rows were noted, is gone; open the index "
-                        "again (and give scratch= a folder that stays and that every node sees)"
+                        f"{self._path}, where the filtered rows were noted, is gone; open the "
+                        "index again (and give scratch= a folder that stays and every node sees)"
                     ) from error
             return self._bits

@@ -53,7 +53,7 @@ class Source:
         kind: ``"index"`` files hold rows; ``"media"`` files are members, grouped by name;
             ``"tars"``; a ``"folder"`` holds media files; ``"packed"`` is a folder with a manifest.
         files: of it, in order; [] for folders, which are listed as they are read.
-        root: folder that media files' keys are relative to; ``""`` for lists (each line has its own).
+        root: folder that media files' keys are relative to; ``""`` for lists.
     """
 
     kind: Kind
@@ -99,8 +99,8 @@ def _one(store: Store, name: str) -> Source:
     if known_ext(name):
         return Source("media", [info], folder_of(name))
     raise IndexDataError(
-        f"{name} is no index: one ends in {', '.join(INDEX_EXTS)}, txt (a list of files) or tar, or "
-        "is a folder"
+        f"{name} is no index: one ends in {', '.join(INDEX_EXTS)}, txt (a list of files) or tar, "
+        "or is a folder"
     )
 
 

@@ -44,7 +44,7 @@ def open_stream(store: Store, url: str) -> BinaryIO:
     if codec is None:
         return raw
     if codec == "xz":
-        return cast("BinaryIO", io.BufferedReader(_Unpacked(lzma.open(raw), url), 1 << 20))  # type: ignore[arg-type]
+        return cast("BinaryIO", io.BufferedReader(_Unpacked(lzma.open(raw), url), 1 << 20))
     unpacked = pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), codec)
     return cast("BinaryIO", io.BufferedReader(_Unpacked(unpacked, url), 1 << 20))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -18,7 +19,7 @@ from shardkit.format.manifest import MANIFEST_NAME, SHARDS_NAME, Manifest, sidec
 from shardkit.format.sidecar import KEY, MEMBER_TYPE, metadata_names
 from shardkit.index.columns import URL_COLUMN
 from shardkit.index.groups import hash_batches
-from shardkit.index.parquet import ParquetFile, ParquetGroups, read_schema
+from shardkit.index.parquet import ParquetFile, ParquetGroups, ParquetLayout, read_schema
 from shardkit.index.scratch import Scratch
 from shardkit.index.streams import codec_of, open_stream
 from shardkit.index.tars import TarScan, scan_tar
@@ -27,9 +28,12 @@ from shardkit.storage.urls import is_local, local_path
 
 __all__ = ["ScannedTar", "TarGroups", "open_packed", "open_tars", "scan_tars"]
 
+logger = logging.getLogger(__name__)
+
 _THREADS = 16  # far tars scanned at once: each waits for one ranged read after another
 _FAR_JUMP = 1 << 20  # bytes that a request of ~10 ms costs at ~100 MB/s
-_START, _END, _ENDED, _IDENTITY = "__start__", b"end", b"ended", b"identity"
+_START = "__start__"
+_END, _ENDED, _PACKED, _IDENTITY = b"end", b"ended", b"packed", b"identity"
 _VERSION = "1"  # of what is kept in scratch
 
 
@@ -58,8 +62,8 @@ class ScannedTar:
                 table = pa.ipc.open_file(mapped).read_all()
         except FileNotFoundError as error:
             raise IndexDataError(
-                f"{self.path}, where the scan of {self.url} was kept, is gone; open the index again "
-                "(and give scratch= a folder that stays and that every node sees)"
+                f"{self.path}, where the scan of {self.url} was kept, is gone; open the index "
+                "again (and give scratch= a folder that stays and that every node sees)"
             ) from error
         notes = table.schema.metadata
         offsets = np.append(table.column(_START).to_numpy(), int(notes[_END])).astype(np.int64)
@@ -173,9 +177,9 @@ def open_packed(store: Store, folder: str) -> tuple[PackedGroups, Manifest]:
     places = np.full((len(sidecars), 3), -1, dtype=np.int32)
     places[:, 0] = np.arange(len(sidecars))
     places[:, 1] = 0
-    groups = ParquetGroups(store, sidecars, schema, shards.samples, places, manifest.fingerprint)
+    layout = ParquetLayout(sidecars, schema, shards.samples, places, manifest.fingerprint)
     with_url = pa.schema([*schema, (URL_COLUMN, _URL_TYPE)])
-    return PackedGroups(groups, shards.names, folder, with_url), manifest
+    return PackedGroups(ParquetGroups(store, layout), shards.names, folder, with_url), manifest
 
 
 def open_tars(
@@ -228,28 +232,29 @@ class _ScanTask:
 
     def __call__(self, info: ObjectInfo) -> ScannedTar:
         name = xxh3_128_hexdigest(repr((_VERSION, info.url, info.size, info.version)).encode())
-        url = self._readable(info, name)
-        path = self.scratch.keep(f"{name}.scan.arrow", lambda part: self._scan(url, info, part))
+        path = self.scratch.keep(f"{name}.scan", lambda part: self._scan(info, name, part))
         with pa.memory_map(path) as mapped:
             reader = pa.ipc.open_file(mapped)
             schema = reader.schema
             rows = sum(reader.get_batch(i).num_rows for i in range(reader.num_record_batches))
         exts = tuple(name for name in schema.names if name not in (KEY, _START))
+        url = self._copy(info, name) if schema.metadata[_PACKED] == b"1" else info.url
         return ScannedTar(url, path, rows, exts, schema.metadata[_IDENTITY].decode())
 
-    def _readable(self, info: ObjectInfo, name: str) -> str:
-        """The tar's URL, or of a decompressed copy in scratch: ranges need plain bytes."""
-        head = self.store.get_range(info.url, 0, min(8, info.size)) if info.size else b""
-        if codec_of(head) is None:
-            return info.url
+    def _copy(self, info: ObjectInfo, name: str) -> str:
+        """A decompressed copy in scratch: ranges need plain bytes."""
         return self.scratch.keep(f"{name}.tar", lambda part: self._decompress(info.url, part))
 
     def _decompress(self, url: str, part: str) -> None:
+        logger.info("%s is compressed: it is unpacked to %s, once", url, self.scratch.folder)
         with open_stream(self.store, url) as stream, open(part, "wb") as file:
             while data := stream.read(4 << 20):
                 file.write(data)
 
-    def _scan(self, url: str, info: ObjectInfo, part: str) -> None:
+    def _scan(self, info: ObjectInfo, name: str, part: str) -> None:
+        head = self.store.get_range(info.url, 0, min(8, info.size)) if info.size > 0 else b""
+        packed = codec_of(head) is not None
+        url = self._copy(info, name) if packed else info.url
         if is_local(url):
             with _Preads(local_path(url)) as read:
                 scan = scan_tar(read, read.size, info.url)
@@ -261,6 +266,7 @@ class _ScanTask:
             {
                 _END: str(scan.offsets[-1]),
                 _ENDED: str(int(scan.ended)),
+                _PACKED: str(int(packed)),
                 _IDENTITY: identity,
             }
         )

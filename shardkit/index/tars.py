@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from shardkit.errors import CorruptError
 from shardkit.format.sidecar import KEY, MEMBER_TYPE
-from shardkit.index.names import is_meta
+from shardkit.index.names import is_meta, split_key
 
 __all__ = ["ReadRange", "TarScan", "scan_tar"]
 
@@ -85,31 +85,33 @@ def scan_tar(read: ReadRange, size: int, url: str, *, jump_bytes: int = 16 << 10
     headers = _Headers(window, url)
     samples = _Samples(url)
     position = 0
-    while position + _BLOCK <= size:
+    while position + _BLOCK <= size:  # a few bytecodes per member: the speed of the scan is here
         at = position - window.start
-        if at < 0 or at > window.last:
+        if not 0 <= at <= window.last:
             window.load(position)
             at = 0
         head = window.data[at : at + _BLOCK]
         kind = head[156]
         if kind == _OLD_FILE and head == _ZEROS:
             break
-        if len(batch.heads) >= _BATCH:
-            samples.add(batch)
-            batch = _Batch(url)
         batch.heads.append(head)
         batch.places.append(position)
         if kind == _FILE and not headers.common:
             try:
                 length = int(head[124:136].rstrip(b"\x00"), 8)
             except ValueError:
+                length = -1
+            if length < 0:
                 length = headers.number(head[124:136], position)
             batch.sizes.append(length)
-            position += _BLOCK + length + -length % _BLOCK
+            position += _BLOCK + (length + 511 & ~511)
         else:
             position = headers.unusual(position, batch)
         if position > size:
             batch.refuse_end(position, size)
+        if len(batch.heads) >= _BATCH:
+            samples.add(batch)
+            batch = _Batch(url)
     samples.add(batch)
     return samples.result(_has_end(window, position, size, url))
 
@@ -120,7 +122,7 @@ def _has_end(window: _Window, position: int, size: int, url: str) -> bool:
         rest = window.read(position, size)
         if rest.strip(b"\x00") or position == 0:
             raise CorruptError(
-                f"{url} is cut: {len(rest)} of 512 bytes of a header at byte {position:,}; fetch it again"
+                f"{url} is cut: {len(rest)} of 512 header bytes at {position:,}; fetch it again"
                 if position
                 else f"{url} is no tar: it has {size} bytes"
             )
@@ -140,7 +142,7 @@ def _has_end(window: _Window, position: int, size: int, url: str) -> bool:
 class _Window:
     """A stretch of the tar in memory: it grows while headers lie close, and shrinks when far."""
 
-    _LEAST, _MOST = 4 << 10, 4 << 20
+    _LEAST, _MOST = 2 << 10, 4 << 20
 
     def __init__(self, read: ReadRange, size: int, jump_bytes: int) -> None:
         self.data = b""
@@ -153,11 +155,14 @@ class _Window:
 
     def load(self, position: int, least: int = _BLOCK) -> None:
         """Have bytes from ``position`` on: at least ``least``, as far as the tar goes."""
-        near = position - (self.start + len(self.data)) <= self._jump
-        self._length = min(self._length * 4, self._MOST) if near else self._LEAST
-        self.data = self.read(position, min(self._size, position + max(self._length, least)))
+        if position - self.start - self.last > self._jump:
+            self._length = self._LEAST
+        elif self._length < self._MOST:
+            self._length *= 4
+        stop = position + (self._length if self._length > least else least)
+        self.data = data = self.read(position, stop if stop < self._size else self._size)
         self.start = position
-        self.last = len(self.data) - _BLOCK
+        self.last = len(data) - _BLOCK
 
 
 class _Batch:
@@ -201,8 +206,8 @@ class _Batch:
         name = self.unusual.get(len(self.heads) - 1, (self.heads[-1][:100].rstrip(b"\x00"), 0))[0]
         raise CorruptError(
             f"{self.url}: the member {name.decode('utf-8', 'backslashreplace')!r} at byte "
-            f"{self.places[-1]:,} should end at byte {position:,}, but the file has {size:,}: it is "
-            "cut, or its header lies; fetch it again"
+            f"{self.places[-1]:,} should end at byte {position:,}, but the file has {size:,}: it "
+            "is cut, or its header lies; fetch it again"
         )
 
     def _verify(self, blocks: npt.NDArray[np.uint8]) -> None:
@@ -324,13 +329,13 @@ class _Headers:
                 length = int(record["size"])
         if sparse:
             raise CorruptError(
-                f"{self._url}: {path!r} is stored sparse, so its bytes do not lie in one piece; tar "
-                "it again without --sparse"
+                f"{self._url}: {path!r} is stored sparse, so its bytes do not lie in one piece; "
+                "tar it again without --sparse"
             )
         return path, length, kind
 
     def _pax(self, body: bytes, position: int) -> _Record:
-        """Records ``"<length> <keyword>=<value>\\n"``."""
+        """Records of length, blank, keyword, ``=``, value and line end."""
         found = {}
         at = 0
         while match := _RECORD.match(body, at):
@@ -381,18 +386,18 @@ class _Samples:
         last = keys[-1] if keys else None
         final = -1
         for i, path in enumerate(files.paths):
-            folder, slash, base = path.rpartition("/")
-            key, dot, ext = base.partition(".")
-            if not dot or not key or (path[0] == "_" and is_meta(path)):
+            key, dot, ext = path.partition(".")
+            if dot and key and "/" not in path:
+                ext = ext.lower()
+            else:
+                key, ext = split_key(path)
+            if not key or (path[0] == "_" and is_meta(path)):
                 continue
-            if slash:
-                key = f"{folder}/{key}"
             if key != last:
                 keys.append(key)
                 starts.append(files.firsts[i])
                 current = set()
                 last = key
-            ext = ext.lower()
             if ext in current or ext in _RESERVED:
                 raise CorruptError(
                     f"{self.url}: the sample {key!r} has two members {ext!r} (the second at byte "

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import duckdb
@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from xxhash import xxh3_128, xxh3_128_hexdigest
 
-from shardkit.errors import ConfigError
+from shardkit.errors import ConfigError, ShardkitError
 from shardkit.index.groups import ArrowFileGroups, Groups
 from shardkit.index.scratch import Scratch
 from shardkit.index.selection import Selection
@@ -52,8 +52,8 @@ def select_rows(groups: Groups, where: str, scratch: Scratch) -> Selection:
     def make(part: str) -> None:
         bits = _Bits(part, counts)
         query = f"SELECT {_ROW} FROM {TABLE} WHERE ({where}\n)"  # noqa: S608 - the user's own query
-        columns = _named_columns(f"SELECT 1 FROM {TABLE} WHERE ({where}\n)", groups.schema)
-        for table in _run(query, _numbered(groups, columns), where, scratch):
+        columns = _named_columns(query, groups.schema)
+        for table in _run(query, _numbered(groups, columns), where, scratch, groups.schema.names):
             bits.set(table.column(0).to_numpy())
         bits.close()
 
@@ -79,13 +79,15 @@ def run_select(groups: Groups, query: str, scratch: Scratch, source: str) -> Arr
     def make(part: str, write: Write) -> None:
         del part
         columns = _named_columns(query, groups.schema)
-        tables = _run(query, _plain(groups, columns), query, scratch)
+        tables = _run(query, _plain(groups, columns), query, scratch, groups.schema.names)
         write(next(tables).schema, tables)
 
     return keep_tables(scratch, name, file or source, make)
 
 
-def _run(query: str, batches: Batches, asked: str, scratch: Scratch) -> Tables:
+def _run(
+    query: str, batches: Batches, asked: str, scratch: Scratch, names: Sequence[str]
+) -> Tables:
     """Yield the result in parts, at least an empty one."""
     try:
         with connect(scratch, **{TABLE: batches}) as connection:
@@ -96,10 +98,11 @@ def _run(query: str, batches: Batches, asked: str, scratch: Scratch) -> Tables:
             yield reader.schema.empty_table()
             for batch in reader:
                 yield pa.Table.from_batches([batch])
+    except ShardkitError:
+        raise
     except (duckdb.Error, pa.ArrowException, OSError) as error:
         raise ConfigError(
-            f"where={asked!r} can't be evaluated: {error} (the columns are "
-            f"{', '.join(name for name in batches.schema.names if name != _ROW)})"
+            f"where={asked!r} can't be evaluated: {error} (its columns are {', '.join(names)})"
         ) from error
 
 
@@ -155,7 +158,7 @@ def connect_nothing() -> duckdb.DuckDBPyConnection:
 def _collect(node: Any, names: set[str]) -> bool:
     """Add all column names below a node of a parse tree; False if there is a star."""
     if isinstance(node, list):
-        return all([_collect(item, names) for item in node])
+        return _collect_all(node, names)
     if not isinstance(node, dict):
         return True
     kind = str(node.get("class", ""))
@@ -165,7 +168,12 @@ def _collect(node: Any, names: set[str]) -> bool:
         names.update(str(name).lower() for name in node.get("column_names", []))
     if node.get("using_columns"):
         names.update(str(name).lower() for name in node["using_columns"])
-    return all([_collect(item, names) for item in node.values()])
+    return _collect_all(node.values(), names)
+
+
+def _collect_all(nodes: Iterable[Any], names: set[str]) -> bool:
+    stars = [not _collect(node, names) for node in nodes]
+    return not any(stars)
 
 
 class _Bits:
@@ -203,4 +211,5 @@ def _count(packed: npt.NDArray[np.uint8], counts: npt.NDArray[np.int64]) -> npt.
     ends = np.cumsum((counts + 7) // 8)
     totals = np.concatenate([[0], np.cumsum(np.bitwise_count(packed), dtype=np.int64)])
     starts = np.concatenate([[0], ends[:-1]]).astype(np.int64)
-    return (totals[ends] - totals[starts]).astype(np.int64)
+    counts_set: npt.NDArray[np.int64] = totals[ends] - totals[starts]
+    return counts_set
