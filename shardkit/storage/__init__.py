@@ -4,7 +4,6 @@ Import from the modules; nothing heavy (obstore, fsspec) is imported before it i
 rooms below use, and all they need::
 
     from shardkit.storage.store import ObjectInfo, Store, is_local, local_path, open_store
-    from shardkit.storage.sizes import parse_size                     # "200gb" -> int
     from shardkit.storage.cache import Cache                          # picklable, context manager
     from shardkit.storage.fetch import Request, Result, fetch_in_order
     from shardkit.storage.shards import ShardFetcher
@@ -21,9 +20,10 @@ Whole shards, ahead of use, each a pinned and verified file (``entry.data`` is a
     fetcher.close()                                  # < 0.5 s, nothing is left running
 
 A ``Request`` is ``Request(url, size=-1, checksum=None, version=None, start=0, stop=None,
-due=None, tag=None)``: ``checksum="xxh3:<16 hex digits>"`` of the whole object (then no HEAD is
-needed: it is the version), ``due`` any number that grows with the time of the *next* use after
-this one (``None``: not known), for the next-use policy. Local shards are mapped where they lie.
+next_use=None, tag=None)``: ``checksum`` is the 64-bit xxh3 of the whole object as an int (then no
+HEAD is needed: it is the version); ``version=None`` asks the store for it, ``""`` goes without;
+``next_use`` is after how many more requests of this fetcher the object is wanted again (``None``:
+not known), for the next-use policy. Local shards are mapped where they lie.
 
 Many small objects or ranges, in order, concurrent, errors as values::
 
@@ -32,6 +32,8 @@ Many small objects or ranges, in order, concurrent, errors as values::
         for result in results:                       # one a request, in the order of requests
             result.request.tag, result.error, result.data       # or result.unwrap() to raise
 
-One object through the cache: ``cache.get(key, load)`` gives bytes, ``cache.open(key, fill, size=n)``
-a pinned ``Entry``. Sparse ranges of one object: ``store.get_ranges(url, ranges)`` coalesces.
+One object through the cache: ``cache.get(key, load)`` gives bytes, ``cache.open(key, fill,
+size=n)`` a pinned ``Entry``.
+
+Sparse ranges of one object: ``store.get_ranges(url, ranges)`` coalesces.
 """

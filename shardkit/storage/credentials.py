@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import botocore.exceptions
-import botocore.session
+import botocore.exceptions  # type: ignore[import-untyped]
+import botocore.session  # type: ignore[import-untyped]
 
 from shardkit.errors import StoreError
 
@@ -23,6 +23,7 @@ class AwsCredentials:
         self._credentials = credentials
 
     def __call__(self) -> dict[str, Any]:
+        """Return keys as obstore wants them, good for some minutes."""
         keys = self._credentials.get_frozen_credentials()
         return {
             "access_key_id": keys.access_key,

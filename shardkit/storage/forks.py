@@ -6,11 +6,12 @@ clients whose own threads are gone. Each such object is told in the child, befor
 
 from __future__ import annotations
 
+import ctypes
 import os
 import weakref
 from typing import Protocol
 
-__all__ = ["Forgetful", "start_anew_in_children"]
+__all__ = ["Forgetful", "keep_for_ever", "start_anew_in_children"]
 
 
 class Forgetful(Protocol):
@@ -27,6 +28,15 @@ _alive: weakref.WeakSet[Forgetful] = weakref.WeakSet()
 def start_anew_in_children(thing: Forgetful) -> None:
     """Have ``thing.forget_parent()`` called in every child that is forked from now on."""
     _alive.add(thing)
+
+
+def keep_for_ever(thing: object) -> None:
+    """Never free ``thing``, not even when the interpreter ends.
+
+    For what a forked child inherits and must not close: a database connection, a client with
+    threads in the parent.
+    """
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 
 
 def _in_child() -> None:

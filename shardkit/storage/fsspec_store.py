@@ -113,7 +113,7 @@ class FsspecStore:
     def list(self, url: str) -> Iterator[ObjectInfo]:
         """Yield all objects below a folder, sorted by URL."""
         scheme = scheme_of(url)
-        found = self._call("list", url, lambda fs, path: _find(fs, path))
+        found = self._call("list", url, _find)
         infos = [(_full_url(scheme, name), info) for name, info in found.items()]
         for full, info in sorted(infos, key=lambda pair: pair[0]):
             yield _object_info(full, info)
@@ -180,7 +180,7 @@ def _open_file_system(url: str, scheme: str, options: Options) -> Any:
             **arguments.get("client_kwargs", {}),
         }
     elif scheme in ("gs", "gcs"):
-        token = "anon" if options.anon else options.token  # noqa: S105 - a word, not a secret
+        token = "anon" if options.anon else options.token
         arguments |= _given(token=token, endpoint_url=options.endpoint_url)
     elif scheme in ("az", "abfs", "abfss"):
         arguments |= _given(

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from shardkit.errors import StoreError
 from shardkit.storage.bodies import OpenBody, read_body, stream_body
-from shardkit.storage.http import HttpClient
+from shardkit.storage.http_client import HttpClient
 from shardkit.storage.options import Options
 from shardkit.storage.protocol import ObjectInfo
 from shardkit.storage.ranges import fetch_ranges

@@ -24,8 +24,8 @@ from shardkit.errors import ConfigError, ShardkitError, StoreError, TransientErr
 from shardkit.storage.bodies import Body, OpenBody, read_body, stream_body
 from shardkit.storage.boundary import short_range, store_error
 from shardkit.storage.credentials import AwsCredentials, find_aws
-from shardkit.storage.forks import start_anew_in_children
-from shardkit.storage.http import HttpClient
+from shardkit.storage.forks import keep_for_ever, start_anew_in_children
+from shardkit.storage.http_client import HttpClient
 from shardkit.storage.options import Options
 from shardkit.storage.protocol import ObjectInfo
 from shardkit.storage.ranges import fetch_ranges
@@ -48,7 +48,9 @@ _FAMILY = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"} | dict.fromkeys(
     ("az", "abfs", "abfss"), "az"
 )
 _NOT_PARTIAL = re.compile(r"NotPartial|RangeNotSupported|non-partial response")
-_PAST_END = re.compile(r"\b416\b|InvalidRange|InvalidGetRange|greater than the length|StartTooLarge")
+_PAST_END = re.compile(
+    r"\b416\b|InvalidRange|InvalidGetRange|greater than the length|StartTooLarge"
+)
 _STATUS = re.compile(r"status code: (\d{3})|\((\d{3}) [A-Z][A-Za-z ]+\)")
 
 
@@ -58,7 +60,6 @@ class _Inheritance:
     def __init__(self) -> None:
         self.used = False
         self.usable = True
-        self.graveyard: list[Any] = []
         start_anew_in_children(self)
 
     def forget_parent(self) -> None:
@@ -91,7 +92,7 @@ class ObstoreStore:
 
     def forget_parent(self) -> None:
         """Bury the parent's clients: to free them here would touch the parent's sockets."""
-        _inheritance.graveyard.append(self._clients)
+        keep_for_ever(self._clients)
         self._lock = threading.Lock()
         self._clients = {}
 
@@ -156,9 +157,7 @@ class ObstoreStore:
         self._retried(
             "write",
             url,
-            lambda: obstore.put(
-                client, key, Path(path), chunk_size=part, max_concurrency=_UPLOADS
-            ),
+            lambda: obstore.put(client, key, Path(path), chunk_size=part, max_concurrency=_UPLOADS),
         )
 
     def list(self, url: str) -> Iterator[ObjectInfo]:
@@ -291,14 +290,12 @@ def _open_client(scheme: str, bucket: str, options: Options, max_retries: int) -
         if family == "gs":
             return obstore.store.GCSStore(bucket, config=_gs_config(options), **arguments)
         account, container = _az_place(bucket, options)
-        return obstore.store.AzureStore(
-            container, config=_az_config(options, account), **arguments
-        )
+        return obstore.store.AzureStore(container, config=_az_config(options, account), **arguments)
     except (obstore.exceptions.BaseError, ValueError) as error:
         raise ConfigError(f"cannot open {scheme}://{bucket}: {error}") from error
 
 
-def _s3_config(options: Options) -> tuple[dict[str, Any], AwsCredentials | None]:
+def _s3_config(options: Options) -> tuple[Any, AwsCredentials | None]:
     region, provider = options.region, None
     if options.key is None and not options.anon:
         provider, found = find_aws(options.profile)
@@ -314,7 +311,7 @@ def _s3_config(options: Options) -> tuple[dict[str, Any], AwsCredentials | None]
     return config, provider
 
 
-def _gs_config(options: Options) -> dict[str, Any]:
+def _gs_config(options: Options) -> Any:
     anon = options.anon or options.token == "anon"  # noqa: S105 - gcsfs' word for no token
     return _given(
         application_credentials=None if anon else options.token,
@@ -323,7 +320,7 @@ def _gs_config(options: Options) -> dict[str, Any]:
     )
 
 
-def _az_config(options: Options, account: str | None) -> dict[str, Any]:
+def _az_config(options: Options, account: str | None) -> Any:
     return _given(
         account_name=account,
         account_key=options.account_key,
@@ -343,7 +340,7 @@ def _given(**config: Any) -> dict[str, Any]:
     return {name: value for name, value in config.items() if value is not None}
 
 
-def _range_options(start: int, stop: int | None) -> dict[str, Any]:
+def _range_options(start: int, stop: int | None) -> Any:
     if stop is not None:
         return {"range": (start, stop)}
     return {"range": {"offset": start}} if start > 0 else {}

@@ -74,7 +74,9 @@ class Options:
         """
         found: dict[str, Any] = {}
         if self.endpoint_url is None:
-            found["endpoint_url"] = _first("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+            found["endpoint_url"] = _first(
+                "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"
+            )
         if self.region is None:
             found["region"] = _first("AWS_REGION", "AWS_DEFAULT_REGION")
         if self.key is None and not self.anon and self.profile is None:

@@ -1,4 +1,4 @@
-"""One retry policy for everything far away: who is asked again, how long one waits, when to stop."""
+"""One retry policy for everything far away: who is asked again, after how long, when to stop."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ class HttpClient:
         end = stop if wanted is None else start + wanted
         return Body(_version(answer), end, chunks)
 
-    def _chunks(
+    def _chunks(  # noqa: PLR0917 - all that a body needs until it is read
         self,
         connection: http.client.HTTPConnection,
         answer: http.client.HTTPResponse,
@@ -241,8 +241,8 @@ def _raise_for_status(answer: http.client.HTTPResponse, name: str) -> None:
     if status == 416:
         found = re.match(r"bytes \*/(\d+)", answer.headers.get("Content-Range", ""))
         raise CorruptError(
-            f"{name}: {said}: the object{f' has {found[1]} bytes and' if found else ''} ends before "
-            "the range that was asked for; it was cut or replaced since it was indexed"
+            f"{name}: {said}: the object{f' has {found[1]} bytes and' if found else ''} ends "
+            "before the range that was asked for; it was cut or replaced since it was indexed"
         )
     if status in _TRANSIENT:
         raise TransientError(f"cannot read {name}: {said}")

@@ -1,0 +1,502 @@
+"""The cache: one folder that all processes of a node share, under one hard byte limit.
+
+An object is fetched at most once per residency however many ask (single flight), is written aside,
+verified, stamped and renamed, and can be evicted only while nobody has it open. When everything is
+in use, objects pass through memory instead. See ``docs/guarantees.md`` for what is promised, and
+``space.py`` for why the limit holds at every instant.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol
+
+from shardkit.errors import CacheError, CorruptError
+from shardkit.format.sizes import parse_size, show_size
+from shardkit.storage.boundary import store_error
+from shardkit.storage.entries import Entry, entry_name, open_entry, read_entry, stamp
+from shardkit.storage.filesystems import filesystem_of, is_network_path
+from shardkit.storage.flights import Flights
+from shardkit.storage.forks import start_anew_in_children
+from shardkit.storage.policies import Policy, check_policy
+from shardkit.storage.space import Folder, Space
+
+__all__ = ["Cache", "CacheStats", "CachedObject", "Fill", "Sink", "in_memory"]
+
+logger = logging.getLogger(__name__)
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_STEP = 4 << 20
+"""Bytes reserved at a time for an object of unknown size."""
+
+
+class Sink(Protocol):
+    """Where ``fill`` writes an object."""
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append bytes."""
+        ...
+
+    def restart(self) -> None:
+        """Forget what was written: the next write is the first byte again."""
+        ...
+
+
+Fill = Callable[[Sink], None]
+"""Writes a whole object, verified; may be called again after a failure on our side."""
+
+
+@dataclass(frozen=True, slots=True)
+class CachedObject:
+    """An entry as ``Cache.entries`` lists it; times are seconds since 1970."""
+
+    key: str
+    size: int
+    created: float
+    last_used: float
+    path: str
+
+
+@dataclass(slots=True)
+class CacheStats:
+    """What this process asked of the cache so far (read it, don't write it)."""
+
+    hits: int = 0
+    misses: int = 0
+    passed_through: int = 0
+    damaged: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """An object that is asked for."""
+
+    name: str
+    key: str
+    fill: Fill
+    size: int
+    due: float | None = None
+
+
+class _NoRoomError(Exception):
+    """Everything in the cache is in use; the object must pass through memory."""
+
+
+class Cache:
+    """Objects by key, on local disk, shared by every process that names the same folder.
+
+    Thread-safe. Picklable: a copy in another process opens the same folder. Opens on first use,
+    and anew in a forked child.
+
+    Args:
+        folder: local folder; what is the cache's own lies in one sub-folder of it, nothing else
+            is ever touched. ``~`` is expanded.
+        limit: bytes, or a size like ``"200gb"``, that entries, temporaries and reservations of
+            all processes together never exceed; ``None`` is unlimited. Give every job the same.
+        policy: which entries go first: ``"next-use"`` (what is needed latest, where consumers say
+            so; else least recently used) or ``"lru"``.
+
+    Raises:
+        ConfigError: limit or policy make no sense.
+        CacheError: on first use, the folder lies on a network filesystem or can't be written.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        limit: int | str | None = None,
+        *,
+        policy: Policy = "next-use",
+    ) -> None:
+        check_policy(policy)
+        self.folder = os.path.abspath(os.path.expanduser(folder))
+        self.limit = None if limit is None else parse_size(limit, "cache_limit")
+        self.policy = policy
+        self.stats = CacheStats()
+        self._lock = threading.Lock()
+        self._opened: _Opened | None = None  # guarded by _lock
+        start_anew_in_children(self)
+
+    def __reduce__(self) -> tuple[Callable[..., Cache], tuple[str, int | None, Policy]]:
+        return _make_cache, (self.folder, self.limit, self.policy)
+
+    def forget_parent(self) -> None:
+        """In a forked child: leave the parent's locks and ledger alone, open our own."""
+        self._lock = threading.Lock()
+        if self._opened is not None:
+            self._opened.abandon()
+            self._opened = None
+
+    # -- objects ------------------------------------------------------------------------------
+
+    def open(
+        self,
+        key: str,
+        fill: Fill,
+        *,
+        size: int = -1,
+        due: float | None = None,
+        cancelled: threading.Event | None = None,
+        room: str = "or memory",
+    ) -> Entry:
+        """Return the object of ``key``, pinned; if it is not here, ``fill`` writes it.
+
+        Args:
+            key: names content for good: URL and version.
+            fill: see ``Fill``; its exceptions reach the caller, and nothing is kept.
+            size: bytes, if known; room is made before anything is fetched.
+            due: when this consumer needs it after this use, on a scale of its own that grows.
+            cancelled: stops waiting for another process that fetches the same object.
+            room: ``"or memory"`` passes the object through memory if all room is in use,
+                ``"or raise"`` raises ``BlockingIOError`` then.
+
+        Raises:
+            CacheError: the object is larger than the limit, or the disk is full of other things.
+            CorruptError: ``fill`` wrote another number of bytes than ``size``.
+        """
+        opened = self._open()
+        name = entry_name(key)
+        if (entry := self._hit(opened, name, due)) is not None:
+            return entry
+        with opened.flights.alone(name, cancelled):
+            if (entry := self._hit(opened, name, due, drop=True)) is not None:
+                return entry
+            try:
+                entry = self._fetch(opened, _Wanted(name, key, fill, size, due))
+                self.stats.misses += 1
+                return entry
+            except _NoRoomError:
+                if room == "or raise":
+                    raise BlockingIOError(f"no room for {key}: everything is in use") from None
+        self.stats.misses += 1
+        self.stats.passed_through += 1
+        return in_memory(key, fill, size)
+
+    def get(
+        self,
+        key: str,
+        load: Callable[[], bytes],
+        *,
+        cancelled: threading.Event | None = None,
+    ) -> bytes:
+        """Return the bytes of ``key``; if they are not here, ``load`` fetches them.
+
+        For small objects: one read, no pin. What finds no room is returned all the same.
+        """
+        opened = self._open()
+        name = entry_name(key)
+        if (data := self._read(opened, name)) is not None:
+            return data
+        with opened.flights.alone(name, cancelled):
+            if (data := self._read(opened, name, drop=True)) is not None:
+                return data
+            self.stats.misses += 1
+            data = load()
+            try:
+                wanted = _Wanted(name, key, lambda sink: sink.write(data), len(data))
+                self._fetch(opened, wanted).close()
+            except _NoRoomError:
+                self.stats.passed_through += 1
+            return data
+
+    def find(self, key: str) -> Entry | None:
+        """Return the object of ``key``, pinned, if it is here."""
+        return self._hit(self._open(), entry_name(key), None)
+
+    def is_verified(self, path: str) -> bool:
+        """Was this local file, of this size, time and inode, verified on this node before?"""
+        return self._open().space.is_verified(os.path.abspath(path), _identity(path))
+
+    def note_verified(self, path: str) -> None:
+        """Remember that a local file was verified as it is now."""
+        self._open().space.note_verified(os.path.abspath(path), _identity(path))
+
+    # -- upkeep -------------------------------------------------------------------------------
+
+    def entries(self) -> list[CachedObject]:
+        """Return what the cache holds."""
+        opened = self._open()
+        return [
+            CachedObject(r.key, r.size, r.created, r.last_used, opened.folder.entry(r.name))
+            for r in opened.space.rows()
+        ]
+
+    def check(self) -> list[str]:
+        """Compare ledger and disk both ways; return what is wrong (nothing, normally)."""
+        return self._open().space.check()
+
+    def repair(self) -> list[str]:
+        """Make ledger and disk agree; return what was wrong."""
+        return self._open().space.repair()
+
+    def clear(self) -> int:
+        """Delete everything that nobody has open; return how many bytes went."""
+        return self._open().space.clear()
+
+    def flush(self) -> None:
+        """Record recent uses and entries now (it happens by itself, and on ``close``)."""
+        self._open().space.flush()
+
+    def close(self) -> None:
+        """Record what is only in memory and give back all room; the next use opens again."""
+        with self._lock:
+            if self._opened is not None:
+                self._opened.close()
+                self._opened = None
+
+    def __enter__(self) -> Cache:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        limit = None if self.limit is None else show_size(self.limit)
+        return f"Cache({self.folder!r}, limit={limit!r}, policy={self.policy!r})"
+
+    # -- steps --------------------------------------------------------------------------------
+
+    def _open(self) -> _Opened:
+        opened = self._opened
+        if opened is not None:
+            return opened
+        with self._lock:
+            if self._opened is None:
+                self._opened = _Opened(self.folder, self.limit, self.policy)
+            return self._opened
+
+    def _hit(
+        self, opened: _Opened, name: str, due: float | None, *, drop: bool = False
+    ) -> Entry | None:
+        """Pin an entry; a damaged one is dropped only by who holds its flight."""
+        try:
+            entry = open_entry(opened.folder.entry(name))
+        except ValueError:
+            if drop:
+                self._drop_damaged(opened, name)
+            return None
+        if entry is not None:
+            self.stats.hits += 1
+            opened.space.used(name, due)
+        return entry
+
+    def _read(self, opened: _Opened, name: str, *, drop: bool = False) -> bytes | None:
+        try:
+            data = read_entry(opened.folder.entry(name))
+        except ValueError:
+            if drop:
+                self._drop_damaged(opened, name)
+            return None
+        if data is not None:
+            self.stats.hits += 1
+            opened.space.used(name, None)
+        return data
+
+    def _drop_damaged(self, opened: _Opened, name: str) -> None:
+        logger.warning("cache entry %s was changed behind our back; dropped", name)
+        self.stats.damaged += 1
+        opened.space.drop(name)
+
+    def _fetch(self, opened: _Opened, wanted: _Wanted) -> Entry:
+        """Fill and publish an entry, evicting more if the disk itself is full."""
+        while True:
+            try:
+                return self._fill_and_publish(opened, wanted)
+            except OSError as error:
+                if error.errno not in _FULL:
+                    raise
+                if not opened.space.make_disk_room(max(wanted.size, _STEP)):
+                    raise self._disk_full(wanted) from error
+
+    def _fill_and_publish(self, opened: _Opened, wanted: _Wanted) -> Entry:
+        sink = _AsideSink(opened.space, self.limit, wanted)
+        try:
+            wanted.fill(sink)
+            sink.finish()
+            opened.space.publish(sink.path, wanted.name, wanted.key, sink.size, wanted.due)
+        except BaseException:
+            sink.discard()
+            raise
+        return Entry(sink.detach(), opened.folder.entry(wanted.name), sink.size, is_cached=True)
+
+    def _disk_full(self, wanted: _Wanted) -> CacheError:
+        full = CacheError(
+            f"the disk of the cache {self.folder} is full and nothing of the cache is left to "
+            f"evict: no room for {wanted.key} ({show_size(max(wanted.size, 0))}); make room there, "
+            "or choose a smaller cache_limit or another cache_dir"
+        )
+        full.errno = errno.ENOSPC
+        return full
+
+
+class _Opened:
+    """What an open cache holds in one process."""
+
+    def __init__(self, root: str, limit: int | None, policy: Policy) -> None:
+        if is_network_path(root):
+            raise CacheError(
+                f"cache_dir={root!r} lies on a network filesystem ({filesystem_of(root)}), where "
+                "locks cannot be trusted; choose a folder on a disk of this machine, such as "
+                "a scratch disk (each node keeps its own cache)"
+            )
+        self.folder = Folder(root)
+        try:
+            self.folder.make()
+            self.flights = Flights(self.folder.flights)
+            self.space = Space(self.folder, limit, policy)
+        except OSError as error:
+            if isinstance(error, CacheError):
+                raise
+            raise CacheError(f"cannot open the cache in {root}: {error}") from error
+
+    def close(self) -> None:
+        self.space.close()
+        self.flights.close()
+
+    def abandon(self) -> None:
+        self.flights.close()
+        self.space.abandon()
+
+
+class _AsideSink:
+    """A temporary that never holds more bytes than are reserved for it."""
+
+    def __init__(self, space: Space, limit: int | None, wanted: _Wanted) -> None:
+        size = wanted.size
+        self._space = space
+        self._limit = limit
+        self._key = wanted.key
+        self._expected = size
+        self.size = 0
+        self._reserved = 0
+        self._fd = -1
+        self._check_limit(size)
+        self._claim(max(size, 0))
+        self.path = space.aside_path()
+        try:
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            self._fd = os.open(self.path, flags, 0o666)
+            if size > _STEP:  # find out now, not after the download
+                os.posix_fallocate(self._fd, 0, size)
+        except BaseException:
+            self.discard()
+            raise
+
+    def write(self, data: bytes | memoryview) -> None:
+        missing = self.size + len(data) - self._reserved
+        if missing > 0:
+            self._check_limit(self.size + len(data))
+            rest = _STEP if self._limit is None else min(_STEP, self._limit - self._reserved)
+            if rest <= missing or not self._may_claim(rest):
+                self._claim(missing)
+        view = memoryview(data)
+        while view:
+            written = os.write(self._fd, view)
+            self.size += written
+            view = view[written:]
+
+    def restart(self) -> None:
+        os.lseek(self._fd, 0, os.SEEK_SET)
+        os.ftruncate(self._fd, 0)
+        self.size = 0
+
+    def finish(self) -> None:
+        """Give back what was not needed, stamp, and pin for whoever waits."""
+        if self._expected not in (-1, self.size):
+            raise CorruptError(
+                f"{self._key} has {self.size} bytes, {self._expected} were expected: it was cut or "
+                "replaced; verify the dataset"
+            )
+        self._give_back(self._reserved - self.size)
+        fcntl.flock(self._fd, fcntl.LOCK_SH)
+        os.utime(self._fd, ns=(stamp(self.size), stamp(self.size)))
+
+    def detach(self) -> int:
+        """Return the open file; it and its room belong to the entry now."""
+        fd, self._fd = self._fd, -1
+        return fd
+
+    def discard(self) -> None:
+        """Delete the temporary and give its room back; a published one is left alone."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+            if os.path.lexists(self.path):
+                os.unlink(self.path)
+        self._give_back(self._reserved)
+
+    def _claim(self, num_bytes: int) -> None:
+        if not self._may_claim(num_bytes):
+            raise _NoRoomError
+
+    def _may_claim(self, num_bytes: int) -> bool:
+        if num_bytes and not self._space.reserve(num_bytes):
+            return False
+        self._reserved += num_bytes
+        return True
+
+    def _check_limit(self, needed: int) -> None:
+        if self._limit is not None and needed > self._limit:
+            raise CacheError(
+                f"cache_limit={self._limit} bytes is smaller than one object: {self._key} needs "
+                f"{needed}; raise cache_limit (to several objects for each worker)"
+            )
+
+    def _give_back(self, num_bytes: int) -> None:
+        if num_bytes:
+            self._reserved -= num_bytes
+            self._space.give_back(num_bytes)
+
+
+class _MemorySink:
+    """An anonymous file in memory, for what finds no room on the disk."""
+
+    def __init__(self) -> None:
+        self.fd = os.memfd_create("shardkit", os.MFD_CLOEXEC)
+
+    def write(self, data: bytes | memoryview) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self.fd, view) :]
+
+    def restart(self) -> None:
+        os.lseek(self.fd, 0, os.SEEK_SET)
+        os.ftruncate(self.fd, 0)
+
+
+def in_memory(key: str, fill: Fill, size: int) -> Entry:
+    """Return an object as an anonymous file in memory, for what finds no room or has no cache."""
+    sink = _MemorySink()
+    try:
+        fill(sink)
+        found = os.fstat(sink.fd).st_size
+        if size not in (-1, found):
+            raise CorruptError(f"{key} has {found} bytes, {size} were expected")
+    except BaseException:
+        os.close(sink.fd)
+        raise
+    return Entry(sink.fd, f"/proc/self/fd/{sink.fd}", found, is_cached=False)
+
+
+def _make_cache(folder: str, limit: int | None, policy: Policy) -> Cache:
+    return Cache(folder, limit, policy=policy)
+
+
+def _identity(path: str) -> str:
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise store_error("stat", path, error) from error
+    return f"{status.st_size}-{status.st_mtime_ns}-{status.st_ino}"

@@ -1,0 +1,63 @@
+"""A few threads that do what they are handed, and are gone when told so."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+
+__all__ = ["Crew"]
+
+_CLOSE_S = 0.4
+"""How long ``close`` waits. A thread that sits in a socket of a dead server ends by itself when the
+stall deadline cuts it; it is a daemon and holds nothing that anybody waits for."""
+
+
+class Crew:
+    """Up to ``num_threads`` daemon threads, started as work comes.
+
+    Threads know only the queue, never who owns the crew, so an owner that is dropped can be
+    collected and close it.
+    """
+
+    def __init__(self, num_threads: int, name: str) -> None:
+        self._num_threads = num_threads
+        self._name = name
+        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._threads: list[threading.Thread] = []
+        self._closed = False
+
+    def submit(self, job: Callable[[], None]) -> None:
+        """Have ``job`` done by some thread; it must not raise. Called by one thread at a time."""
+        if self._closed:
+            return
+        if len(self._threads) < self._num_threads:
+            thread = threading.Thread(
+                target=_work, args=(self._work,), name=f"shardkit-{self._name}", daemon=True
+            )
+            self._threads.append(thread)
+            thread.start()
+        self._work.put(job)
+
+    def close(self) -> None:
+        """Drop work that has not begun, end the threads, wait for them a moment."""
+        self._closed = True
+        while True:
+            try:
+                self._work.get_nowait()
+            except queue.Empty:
+                break
+        for _ in self._threads:
+            self._work.put(None)
+        until = time.monotonic() + _CLOSE_S
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(max(0.0, until - time.monotonic()))
+        self._threads = [thread for thread in self._threads if thread.is_alive()]
+
+
+def _work(jobs: queue.SimpleQueue[Callable[[], None] | None]) -> None:
+    while (job := jobs.get()) is not None:
+        job()
+        del job  # an idle thread must keep nothing alive

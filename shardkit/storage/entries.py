@@ -1,0 +1,174 @@
+"""Entries as files: how one is named, stamped, pinned, mapped and read. No ledger here.
+
+A published entry carries a stamp: its modification time is a fixed function of its size. Whoever
+writes into it, cuts it or copies it over changes that time, so damage is seen by the ``fstat``
+that a hit does anyway, with nothing looked up. A pin is a shared ``flock`` on the open file: it
+ends with the process. Evicting takes the exclusive lock, so what is in use stays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import mmap
+import os
+from types import TracebackType
+
+from xxhash import xxh3_128_hexdigest
+
+__all__ = [
+    "Entry",
+    "entry_name",
+    "is_entry_name",
+    "is_sound",
+    "open_entry",
+    "read_entry",
+    "remove_unpinned",
+    "stamp",
+]
+
+_HEX = frozenset("0123456789abcdef")
+_STAMP_S = 946_684_800
+"""2000-01-01: a stamp must never look like a time at which anybody writes a file now."""
+
+
+class Entry:
+    """An object as a local file, pinned until ``close``: what it maps stays, whatever is evicted.
+
+    ``path`` is good while the entry is open. Threads may share an entry; one of them closes it.
+    """
+
+    __slots__ = ("_fd", "_map", "is_cached", "path", "size")
+
+    def __init__(self, fd: int, path: str, size: int, *, is_cached: bool) -> None:
+        self._fd = fd
+        self._map: mmap.mmap | None = None
+        self.path = path
+        self.size = size
+        self.is_cached = is_cached
+
+    @property
+    def data(self) -> memoryview:
+        """The bytes, mapped read only."""
+        if self._fd < 0:
+            raise ValueError(f"entry {self.path} is closed")
+        if self.size == 0:
+            return memoryview(b"")
+        if self._map is None:
+            self._map = mmap.mmap(self._fd, self.size, prot=mmap.PROT_READ)
+        return memoryview(self._map)
+
+    def close(self) -> None:
+        """Unpin. Views that are still held stay valid: the kernel keeps what they map."""
+        if self._fd < 0:
+            return
+        fd, self._fd = self._fd, -1
+        if self._map is not None:
+            with contextlib.suppress(BufferError):  # somebody holds a view; freed with it
+                self._map.close()
+            self._map = None
+        with contextlib.suppress(OSError):
+            fcntl.flock(fd, fcntl.LOCK_UN)  # also for children that inherited the file
+        os.close(fd)
+
+    def __enter__(self) -> Entry:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Entry({self.path!r}, size={self.size}, is_cached={self.is_cached})"
+
+
+def entry_name(key: str) -> str:
+    """Return the file name of a key: its 128-bit hash, so that keys of any text never collide."""
+    return xxh3_128_hexdigest(key.encode("utf-8", "surrogateescape"))
+
+
+def is_entry_name(name: str) -> bool:
+    """Could this file be ours?"""
+    return len(name) == 32 and _HEX.issuperset(name)
+
+
+def stamp(size: int) -> int:
+    """Return the modification time (ns) of a sound entry of ``size`` bytes."""
+    return (_STAMP_S + size % 200_000_000) * 1_000_000_000
+
+
+def is_sound(status: os.stat_result) -> bool:
+    """Is the file as it was published?"""
+    return status.st_mtime_ns == stamp(status.st_size)
+
+
+def open_entry(path: str) -> Entry | None:
+    """Pin the entry at ``path``; ``None`` if there is none, or it is being removed.
+
+    Raises:
+        ValueError: it is there, but was changed since it was published.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        return None
+    status = os.fstat(fd)
+    if status.st_nlink == 0:
+        os.close(fd)
+        return None
+    if status.st_mtime_ns != stamp(status.st_size):
+        os.close(fd)
+        raise ValueError(path)
+    return Entry(fd, path, status.st_size, is_cached=True)
+
+
+def read_entry(path: str) -> bytes | None:
+    """Return the bytes of an entry without pinning it; ``None`` if there is none.
+
+    Raises:
+        ValueError: it is there, but was changed since it was published.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        status = os.fstat(fd)
+        if status.st_mtime_ns != stamp(status.st_size):
+            raise ValueError(path)
+        data = os.read(fd, status.st_size)
+        while len(data) < status.st_size:
+            more = os.read(fd, status.st_size - len(data))
+            if not more:
+                raise ValueError(path)
+            data += more
+        return data
+    finally:
+        os.close(fd)
+
+
+def remove_unpinned(path: str) -> bool:
+    """Delete the entry at ``path`` unless somebody has it open; was it (or is it) gone?"""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return True
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.unlink(path)
+    except BlockingIOError:
+        return False
+    except FileNotFoundError:
+        return True
+    finally:
+        os.close(fd)
+    return True

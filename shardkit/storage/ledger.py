@@ -1,0 +1,233 @@
+"""The ledger: what the cache holds, who has reserved how much. One SQLite file in WAL mode.
+
+Every write is one short transaction through ``transaction``. Totals are kept by triggers, so that
+no question costs more with more entries. Readers of entries never come here: a hit is a file.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from shardkit.errors import CacheError
+from shardkit.storage.forks import keep_for_ever
+
+__all__ = ["Ledger", "Row"]
+
+logger = logging.getLogger(__name__)
+
+_BUSY_S = 60.0
+"""How long a transaction waits for another's; those take milliseconds, deleting big files more."""
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS entries (
+    name TEXT PRIMARY KEY, key TEXT NOT NULL, size INTEGER NOT NULL,
+    created REAL NOT NULL, last_used REAL NOT NULL, due REAL, due_by TEXT
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS by_use ON entries (last_used);
+CREATE INDEX IF NOT EXISTS unplanned ON entries (last_used) WHERE due IS NULL;
+CREATE INDEX IF NOT EXISTS by_due ON entries (due) WHERE due IS NOT NULL;
+CREATE INDEX IF NOT EXISTS by_planner ON entries (due_by) WHERE due_by IS NOT NULL;
+CREATE TABLE IF NOT EXISTS leases (name TEXT PRIMARY KEY, bytes INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS verified (path TEXT PRIMARY KEY, identity TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS totals (one INTEGER PRIMARY KEY, bytes INTEGER, entries INTEGER);
+CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT);
+INSERT OR IGNORE INTO totals VALUES (1, 0, 0);
+CREATE TRIGGER IF NOT EXISTS added AFTER INSERT ON entries BEGIN
+    UPDATE totals SET bytes = bytes + new.size, entries = entries + 1; END;
+CREATE TRIGGER IF NOT EXISTS removed AFTER DELETE ON entries BEGIN
+    UPDATE totals SET bytes = bytes - old.size, entries = entries - 1; END;
+CREATE TRIGGER IF NOT EXISTS resized AFTER UPDATE OF size ON entries BEGIN
+    UPDATE totals SET bytes = bytes + new.size - old.size; END;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """An entry as the ledger knows it; times are seconds since 1970."""
+
+    name: str
+    key: str
+    size: int
+    created: float
+    last_used: float
+    due: float | None = None
+    due_by: str | None = None
+
+
+class Ledger:
+    """A connection of this process. Not thread-safe: its cache calls it under one lock."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        with self._mapped_errors():
+            self._db = sqlite3.connect(
+                path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False
+            )
+            self._db.execute("PRAGMA journal_mode=WAL")
+            # entries are files: after a power cut the boot check compares both anyway
+            self._db.execute("PRAGMA synchronous=NORMAL")
+            if self._db.execute("PRAGMA user_version").fetchone()[0] == 0:
+                self._db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version=1; COMMIT;")
+
+    def close(self) -> None:
+        """Close the connection."""
+        with self._mapped_errors():
+            self._db.close()
+
+    def abandon(self) -> None:
+        """In a forked child: never close this connection, it would disturb the parent's."""
+        keep_for_ever(self._db)
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Write alone; all of the block or nothing of it becomes visible."""
+        with self._mapped_errors():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+            try:
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def short_wait(self, wait_s: float) -> Iterator[None]:
+        """Wait for others' transactions only so long within the block."""
+        self._db.execute(f"PRAGMA busy_timeout={int(wait_s * 1000)}")
+        try:
+            yield
+        finally:
+            self._db.execute(f"PRAGMA busy_timeout={int(_BUSY_S * 1000)}")
+
+    def total_bytes(self) -> int:
+        """Return bytes of all entries and all leases: what the limit bounds."""
+        entries = self._number("SELECT bytes FROM totals")
+        return entries + self._number("SELECT COALESCE(SUM(bytes), 0) FROM leases")
+
+    def counted(self) -> tuple[int, int]:
+        """Return the kept totals: bytes of entries, their number."""
+        row = self._db.execute("SELECT bytes, entries FROM totals").fetchone()
+        return int(row[0]), int(row[1])
+
+    def add(self, rows: Iterable[Row]) -> None:
+        """Record entries; one that is there is replaced."""
+        self._db.executemany(
+            "INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET "
+            "size=excluded.size, created=excluded.created, last_used=excluded.last_used, "
+            "due=excluded.due, due_by=excluded.due_by",
+            ((r.name, r.key, r.size, r.created, r.last_used, r.due, r.due_by) for r in rows),
+        )
+
+    def touch(self, uses: Iterable[tuple[str, float, float | None]], planner: str) -> None:
+        """Record uses ``(name, time, due)``: when an entry was used, when it will be again.
+
+        ``due=None`` takes back this planner's own plan, never somebody else's.
+        """
+        self._db.executemany(
+            "UPDATE entries SET last_used = :used, "
+            "due = CASE WHEN :due IS NULL AND due_by IS NOT :planner THEN due ELSE :due END, "
+            "due_by = CASE WHEN :due IS NOT NULL THEN :planner "
+            "WHEN due_by IS :planner THEN NULL ELSE due_by END WHERE name = :name",
+            (
+                {"name": name, "used": used, "due": due, "planner": planner}
+                for name, used, due in uses
+            ),
+        )
+
+    def forget_plans(self, planner: str) -> None:
+        """Drop what an ended consumer said about its next uses."""
+        self._db.execute("UPDATE entries SET due=NULL, due_by=NULL WHERE due_by=?", (planner,))
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Delete rows."""
+        self._db.executemany("DELETE FROM entries WHERE name=?", ((name,) for name in names))
+
+    def has(self, name: str) -> bool:
+        """Is there a row of this name?"""
+        found = self._db.execute("SELECT 1 FROM entries WHERE name=?", (name,)).fetchone()
+        return found is not None
+
+    def coldest(self, query: str) -> Iterator[tuple[str, int]]:
+        """Yield ``(name, size)`` of a policy's query, few at a time."""
+        skip = 0
+        while rows := self._db.execute(f"{query} LIMIT 64 OFFSET ?", (skip,)).fetchall():
+            yield from rows
+            skip += len(rows)
+
+    def rows(self) -> Iterator[Row]:
+        """Yield all entries by name."""
+        last = ""
+        while found := self._db.execute(
+            "SELECT * FROM entries WHERE name > ? ORDER BY name LIMIT 1000", (last,)
+        ).fetchall():
+            for values in found:
+                yield Row(*values)
+            last = found[-1][0]
+
+    def leases(self) -> dict[str, int]:
+        """Return bytes by lease."""
+        return dict(self._db.execute("SELECT name, bytes FROM leases").fetchall())
+
+    def grow_lease(self, name: str, num_bytes: int) -> None:
+        """Add (or, negative, give back) bytes of a lease."""
+        self._db.execute(
+            "INSERT INTO leases VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET "
+            "bytes = bytes + excluded.bytes",
+            (name, num_bytes),
+        )
+
+    def drop_lease(self, name: str) -> None:
+        """Forget a lease and the plans of its process."""
+        self._db.execute("DELETE FROM leases WHERE name=?", (name,))
+        self.forget_plans(name)
+
+    def verified(self, path: str) -> str | None:
+        """Return the identity under which a local file was verified on this node."""
+        with self._mapped_errors():
+            row = self._db.execute("SELECT identity FROM verified WHERE path=?", (path,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def note_verified(self, path: str, identity: str) -> None:
+        """Record that a local file was verified."""
+        self._db.execute("INSERT OR REPLACE INTO verified VALUES (?, ?)", (path, identity))
+
+    def fact(self, name: str) -> str | None:
+        """Return a remembered fact."""
+        row = self._db.execute("SELECT value FROM facts WHERE name=?", (name,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def note_fact(self, name: str, value: str) -> None:
+        """Remember a fact."""
+        self._db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
+
+    def _number(self, query: str) -> int:
+        return int(self._db.execute(query).fetchone()[0])
+
+    @contextmanager
+    def _mapped_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            full = getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_FULL
+            folder = os.path.dirname(self._path)
+            if full:
+                mapped = CacheError(f"the disk of the cache {folder} is full; make room there")
+                mapped.errno = errno.ENOSPC
+            else:
+                mapped = CacheError(
+                    f"the ledger of the cache {folder} failed: {error}; if it is damaged, remove "
+                    f"{self._path}* and the entries beside it: it is only a cache"
+                )
+            raise mapped from error

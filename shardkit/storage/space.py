@@ -1,0 +1,454 @@
+"""Space: the one place where room in the cache's folder is granted, given back and taken away.
+
+State, all under one lock: the lease of this process (bytes granted), how many of them are in use
+(temporaries, and entries published but not yet recorded), entries waiting to be recorded, evicted
+ones waiting to be forgotten, uses waiting to be flushed.
+
+The order of steps makes the sum of leases and rows at every instant at least what lies on the disk:
+reserve, write aside, journal, rename, record; journal, unlink, forget.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+
+from shardkit.errors import CacheError
+from shardkit.storage.entries import is_entry_name, is_sound, remove_unpinned
+from shardkit.storage.leases import Lease, dead_leases, journal_of
+from shardkit.storage.ledger import Ledger, Row
+from shardkit.storage.policies import POLICIES
+
+__all__ = ["Folder", "Space"]
+
+logger = logging.getLogger(__name__)
+
+_QUANTUM = 32 << 20
+"""Bytes a lease grows by at least, so that small entries do not cost a transaction each."""
+
+_SHARE = 256
+"""A lease keeps at most this part of the limit in idle bytes; small limits are kept exactly."""
+
+_BATCH = 200
+"""Rows a transaction: 4,000 starved SQLite's checkpoints (the log grew to 226 MB), 200 did not."""
+
+_FLUSH_S = 1.0
+_USES_S = 5.0
+_MAX_USES = 20_000
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"
+_SETTLED_S = 120.0
+"""Entries older than this at the end of a boot were on the disk: Linux writes dirty pages back
+within 35 s. Younger ones may be holes after a power cut."""
+
+
+class Folder:
+    """Paths of a cache: everything it owns lies in one sub-folder of the user's folder."""
+
+    def __init__(self, root: str) -> None:
+        self.root = os.path.join(root, "shardkit-cache-1")
+        self.entries = os.path.join(self.root, "entries")
+        self.aside = os.path.join(self.root, "aside")
+        self.leases = os.path.join(self.root, "leases")
+        self.ledger = os.path.join(self.root, "ledger.sqlite")
+        self.flights = os.path.join(self.root, "flights")
+
+    def make(self) -> None:
+        """Make the folders, all of them at once so that nobody ever meets a missing one."""
+        if os.path.isdir(os.path.join(self.entries, "ff")):
+            return
+        for path in (self.aside, self.leases):
+            os.makedirs(path, exist_ok=True)
+        for first in range(256):
+            os.makedirs(os.path.join(self.entries, f"{first:02x}"), exist_ok=True)
+
+    def entry(self, name: str) -> str:
+        """Return the path of an entry."""
+        return f"{self.entries}/{name[:2]}/{name}"
+
+    def entry_names(self) -> Iterator[str]:
+        """Yield the names of all entries on the disk."""
+        for part in sorted(os.listdir(self.entries)):
+            with contextlib.suppress(NotADirectoryError):
+                for name in os.listdir(os.path.join(self.entries, part)):
+                    if is_entry_name(name):
+                        yield name
+
+
+class Space:
+    """Room under a limit, shared with every other process of the folder. Thread-safe."""
+
+    def __init__(self, folder: Folder, limit: int | None, policy: str) -> None:
+        self._folder = folder
+        self._limit = limit
+        self._queries = POLICIES[policy]
+        self._lock = threading.Lock()
+        self._ledger = Ledger(folder.ledger)
+        self._lease = Lease(folder.leases)
+        self._granted = 0
+        self._used = 0
+        self._num_aside = 0
+        self._unrecorded: list[Row] = []
+        self._unrecorded_bytes = 0
+        self._gone: list[str] = []
+        self._uses: dict[str, tuple[float, float | None]] = {}
+        self._uses_flushed_at = time.monotonic()
+        self._flushed_at = time.monotonic()
+        idle = _QUANTUM if limit is None else limit // _SHARE
+        self._quantum = min(_QUANTUM, idle)
+        with self._lock, self._ledger.transaction():
+            self._reap()
+            self._after_boot()
+
+    # -- room ---------------------------------------------------------------------------------
+
+    def reserve(self, num_bytes: int) -> bool:
+        """Take room for ``num_bytes``, evicting what is cold; False if all the rest is in use."""
+        with self._lock:
+            short = num_bytes - (self._granted - self._used)
+            if short > 0 and not self._grow(short):
+                return False
+            self._used += num_bytes
+            return True
+
+    def give_back(self, num_bytes: int) -> None:
+        """Return room that was reserved and not filled."""
+        with self._lock:
+            self._used -= num_bytes
+            idle = self._granted - self._used
+            if idle > self._quantum and not self._unrecorded:
+                self._shrink(idle - self._quantum)
+
+    def make_disk_room(self, num_bytes: int) -> bool:
+        """The disk is full: evict at least so many bytes whatever the limit says; did any go?"""
+        with self._lock:
+            return self._make_disk_room(num_bytes) > 0
+
+    # -- entries ------------------------------------------------------------------------------
+
+    def aside_path(self) -> str:
+        """Return a new path for a temporary of this process."""
+        with self._lock:
+            self._num_aside += 1
+            return f"{self._folder.aside}/{self._lease.name}-{self._num_aside}"
+
+    def publish(self, aside: str, name: str, key: str, size: int, due: float | None) -> None:
+        """Make a complete, stamped temporary of reserved size an entry."""
+        now = time.time()
+        row = Row(name, key, size, now, now, due, None if due is None else self._lease.name)
+        with self._lock:
+            self._lease.note([name])
+            os.rename(aside, self._folder.entry(name))
+            self._unrecorded.append(row)
+            self._unrecorded_bytes += size
+            late = time.monotonic() - self._flushed_at > _FLUSH_S
+            many = len(self._unrecorded) >= _BATCH or self._unrecorded_bytes > self._quantum
+            if late or many:
+                self._flush_or_put_off()
+
+    def used(self, name: str, due: float | None) -> None:
+        """Note a hit, in memory; now and then such notes go to the ledger together."""
+        self._uses[name] = (time.time(), due)
+        late = time.monotonic() - self._uses_flushed_at > _USES_S
+        if (late or len(self._uses) % _BATCH == 0) and self._lock.acquire(blocking=False):
+            try:
+                self._flush_uses()
+            finally:
+                self._lock.release()
+
+    def drop(self, name: str) -> None:
+        """Delete an entry that is damaged; who has it open keeps what they have."""
+        with self._lock:
+            self._lease.note([name])
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._folder.entry(name))
+            self._gone.append(name)
+            self._flush()
+
+    def clear(self) -> int:
+        """Delete every entry that nobody has open; return how many bytes went."""
+        with self._lock:
+            self._flush()
+            with self._ledger.transaction():
+                num_bytes = self._evict_files(None)
+                self._record()
+            self._settle()
+        return num_bytes
+
+    # -- ledger facts -------------------------------------------------------------------------
+
+    def is_verified(self, path: str, identity: str) -> bool:
+        """Was this local file, as it is now, verified on this node before?"""
+        with self._lock:
+            return self._ledger.verified(path) == identity
+
+    def note_verified(self, path: str, identity: str) -> None:
+        """Record that a local file was verified."""
+        with self._lock, self._ledger.transaction():
+            self._ledger.note_verified(path, identity)
+
+    def rows(self) -> list[Row]:
+        """Return all entries, what this process has not yet recorded included."""
+        with self._lock:
+            self._flush()
+            return list(self._ledger.rows())
+
+    # -- upkeep -------------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Record what is only in memory."""
+        with self._lock:
+            self._flush()
+
+    def close(self) -> None:
+        """Record everything, give all room back, end the lease."""
+        with self._lock:
+            with self._ledger.transaction():
+                self._record()
+                self._ledger.drop_lease(self._lease.name)
+            self._lease.end()
+            self._ledger.close()
+
+    def abandon(self) -> None:
+        """Leave everything to the parent: called in a forked child, which then starts anew."""
+        self._lease.abandon()
+        self._ledger.abandon()
+
+    def repair(self) -> list[str]:
+        """Make ledger and disk agree; return what was wrong. For ``check`` and new boots."""
+        with self._lock:
+            self._flush()
+            with self._ledger.transaction():
+                self._reap()
+                found = self._differences(mend=True)
+        return found
+
+    def check(self) -> list[str]:
+        """Return every disagreement of ledger, disk and limit; changes nothing."""
+        with self._lock:
+            self._flush()
+            with self._ledger.transaction():
+                return self._differences(mend=False)
+
+    # -- under the lock -----------------------------------------------------------------------
+
+    def _grow(self, short: int) -> bool:
+        """Grow the lease by what is short, if need be at the cost of the coldest entries."""
+        try:
+            grown = self._try_to_grow(short)
+        except CacheError as error:
+            if error.errno != errno.ENOSPC or not self._make_disk_room(short):
+                raise
+            grown = self._try_to_grow(short)
+        self._granted += grown
+        return grown >= short
+
+    def _try_to_grow(self, short: int) -> int:
+        with self._ledger.transaction():
+            self._record()  # first, so that what we published ourselves can be evicted
+            asked = self._room_for(short)
+            if asked >= short:
+                self._ledger.grow_lease(self._lease.name, asked)
+            self._ledger.remove(self._gone)
+        self._settle()
+        return asked if asked >= short else 0
+
+    def _room_for(self, short: int) -> int:
+        """Return how much the lease may grow by: at least ``short``, or that can't be."""
+        generous = max(short, self._quantum)
+        if self._limit is None:
+            return generous
+        free = self._limit - self._ledger.total_bytes()
+        if free < generous:
+            self._reap()
+            free = self._limit - self._ledger.total_bytes()
+        if free < generous:
+            free += self._evict_files(generous - free)
+        return min(free, generous)
+
+    def _make_disk_room(self, num_bytes: int) -> int:
+        with self._ledger.transaction():
+            gone = self._evict_files(num_bytes)
+            self._record()
+        self._settle()
+        return gone
+
+    def _evict_files(self, num_bytes: int | None) -> int:
+        """Within a transaction: unlink unpinned entries, coldest first, up to so many bytes.
+
+        ``None`` is all. Their rows go with the next ``_record``.
+        """
+        gone = 0
+        for query in self._queries:
+            for name, size in self._ledger.coldest(query):
+                if num_bytes is not None and gone >= num_bytes:
+                    return gone
+                if name in self._gone:
+                    continue
+                self._lease.note([name])
+                if remove_unpinned(self._folder.entry(name)):
+                    self._gone.append(name)
+                    gone += size
+        return gone
+
+    def _record(self) -> None:
+        """Within a transaction: published entries become rows, evicted ones go, uses are noted."""
+        if self._unrecorded:
+            self._ledger.add(self._unrecorded)
+            self._ledger.grow_lease(self._lease.name, -self._unrecorded_bytes)
+        self._ledger.remove(self._gone)
+        self._touch()
+
+    def _touch(self) -> None:
+        """Within a transaction: write some of the uses down."""
+        names = list(self._uses)[:_BATCH]
+        uses = [(name, *self._uses.pop(name)) for name in names]
+        self._ledger.touch(uses, self._lease.name)
+        self._uses_flushed_at = time.monotonic()
+
+    def _settle(self) -> None:
+        """After the transaction that recorded: the lease is smaller, the journal is empty."""
+        self._granted -= self._unrecorded_bytes
+        self._used -= self._unrecorded_bytes
+        self._unrecorded = []
+        self._unrecorded_bytes = 0
+        self._gone = []
+        self._lease.forget()
+        self._flushed_at = time.monotonic()
+
+    def _flush(self) -> None:
+        with self._ledger.transaction():
+            self._record()
+        self._settle()
+
+    def _flush_or_put_off(self) -> None:
+        """Record; if the ledger can't be written now, the lease goes on to hold the room."""
+        try:
+            self._flush()
+        except CacheError as error:
+            logger.warning("the ledger is put off: %s", error)
+            self._flushed_at = time.monotonic()
+
+    def _flush_uses(self) -> None:
+        """Record hits if nobody else is writing; if somebody is, they can wait."""
+        try:
+            with self._ledger.short_wait(0.0), self._ledger.transaction():
+                self._touch()
+        except CacheError:
+            if len(self._uses) > _MAX_USES:
+                self._uses.clear()
+
+    def _shrink(self, num_bytes: int) -> None:
+        with self._ledger.transaction():
+            self._ledger.grow_lease(self._lease.name, -num_bytes)
+        self._granted -= num_bytes
+
+    def _reap(self) -> None:
+        """Within a transaction: clean up after processes that died."""
+        for name, journal in dead_leases(self._folder.leases):
+            logger.info("cleaning up after a process that died (lease %s)", name)
+            self._mend_names(journal)
+            self._remove_asides(name)
+            self._ledger.drop_lease(name)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(self._folder.leases, name))
+        alive = set(os.listdir(self._folder.leases))
+        for name in self._ledger.leases():
+            if name not in alive:
+                self._remove_asides(name)
+                self._ledger.drop_lease(name)
+
+    def _mend_names(self, names: list[str]) -> None:
+        for name in set(names):
+            on_disk = os.path.exists(self._folder.entry(name))
+            if on_disk and not self._ledger.has(name):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self._folder.entry(name))
+            elif not on_disk:
+                self._ledger.remove([name])
+
+    def _remove_asides(self, lease: str) -> None:
+        for aside in os.listdir(self._folder.aside):
+            if aside.startswith(f"{lease}-"):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(os.path.join(self._folder.aside, aside))
+
+    def _after_boot(self) -> None:
+        """Within a transaction: on a machine that was started anew, trust only what had settled."""
+        try:
+            with open(_BOOT_ID, encoding="ascii") as file:
+                boot = file.read().strip()
+        except OSError:
+            return
+        if self._ledger.fact("boot") == boot:
+            return
+        rows = list(self._ledger.rows())
+        last = max((max(r.created, r.last_used) for r in rows), default=0.0)
+        for row in rows:
+            if row.created > last - _SETTLED_S:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self._folder.entry(row.name))
+                self._ledger.remove([row.name])
+        self._differences(mend=True)
+        self._ledger.note_fact("boot", boot)
+
+    def _differences(self, *, mend: bool) -> list[str]:
+        """Within a transaction: compare both ways; ``mend`` makes the disk and the rows agree."""
+        # The disk is listed before the journals are read: what appears meanwhile is noted first.
+        on_disk = set(self._folder.entry_names())
+        leases = set(os.listdir(self._folder.leases))
+        noted: set[str] = set()
+        for lease in leases:
+            noted.update(journal_of(os.path.join(self._folder.leases, lease)))
+        rows = {row.name: row for row in self._ledger.rows()}
+        found, wrong = self._wrong_rows(rows, noted)
+        for name in on_disk - rows.keys() - noted:
+            found.append(f"entry {name} is on the disk but not recorded")
+            wrong.add(name)
+        found += self._wrong_reservations(leases)
+        kept = self._ledger.counted()
+        if kept != (sum(row.size for row in rows.values()), len(rows)):
+            found.append(f"totals say {kept[1]} entries, {kept[0]} bytes; the rows say otherwise")
+        if self._limit is not None and self._ledger.total_bytes() > self._limit:
+            found.append(f"{self._ledger.total_bytes()} bytes are over the limit {self._limit}")
+        if mend:
+            for name in wrong:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self._folder.entry(name))
+            self._ledger.remove(wrong)
+            for aside in os.listdir(self._folder.aside):
+                if aside.split("-", 1)[0] not in leases:
+                    os.unlink(os.path.join(self._folder.aside, aside))
+        return found
+
+    def _wrong_rows(self, rows: dict[str, Row], noted: set[str]) -> tuple[list[str], set[str]]:
+        found, wrong = [], set()
+        for row in rows.values():
+            try:
+                status = os.stat(self._folder.entry(row.name))
+            except FileNotFoundError:
+                if row.name not in noted:
+                    found.append(f"entry {row.name} ({row.key}) is recorded but not on the disk")
+                    wrong.add(row.name)
+                continue
+            if status.st_size != row.size or not is_sound(status):
+                found.append(f"entry {row.name} ({row.key}) was changed since it was published")
+                wrong.add(row.name)
+        return found, wrong
+
+    def _wrong_reservations(self, leases: set[str]) -> list[str]:
+        found = [
+            f"temporary {aside} belongs to nobody"
+            for aside in os.listdir(self._folder.aside)
+            if aside.split("-", 1)[0] not in leases
+        ]
+        for name, num_bytes in self._ledger.leases().items():
+            if name not in leases:
+                found.append(f"{num_bytes} bytes are reserved by {name}, which is gone")
+            elif num_bytes < 0:
+                found.append(f"the lease {name} holds {num_bytes} bytes")
+        return found
