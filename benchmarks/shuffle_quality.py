@@ -8,7 +8,9 @@ Peers that are not installed are left out. matplotlib (extra "docs") makes the p
 import argparse
 import json
 import random
+import warnings
 from dataclasses import asdict
+from functools import partial
 
 import numpy as np
 
@@ -20,13 +22,13 @@ SHARD = 1000
 BUFFERS = (1000, 10_000, 100_000)
 
 
-def ours(num_samples, mode, buffer_size=1000, seed=0):
+def ours(num_samples, mode, buffer_size, seed):
     counts = np.full(num_samples // SHARD, SHARD)
     order = EpochOrder(counts, ShuffleOptions(mode, buffer_size, seed))
     return order.at(np.arange(num_samples))
 
 
-def webdataset(num_samples, buffer_size, seed=0):
+def webdataset(num_samples, buffer_size, seed):
     """Shards shuffled, then shuffle(buffer_size), as its documentation recommends."""
     from webdataset.filters import _shuffle
 
@@ -38,7 +40,7 @@ def webdataset(num_samples, buffer_size, seed=0):
     return np.fromiter(_shuffle(stream, buffer_size, buffer_size, rng), np.int64, num_samples)
 
 
-def py1e(num_samples, block_size, seed=0):
+def py1e(num_samples, block_size, seed):
     from streaming.base.shuffle.py1e import get_shuffle_py1e
 
     sizes = np.full(num_samples // SHARD, SHARD)
@@ -46,14 +48,14 @@ def py1e(num_samples, block_size, seed=0):
 
 
 def orders(num_samples):
-    yield "ideal", 1000, lambda: np.argsort(hash_range(0, num_samples, 1))
-    yield "none", 1000, lambda: ours(num_samples, "none")
-    yield "shard", 1000, lambda: ours(num_samples, "shard")
-    yield "global", 1000, lambda: ours(num_samples, "global")
+    """Name, length of the stretches at the ends, and what makes the ids of a seed."""
+    yield "ideal", 1000, lambda seed: np.argsort(hash_range(0, num_samples, seed))
+    for mode in ("none", "shard", "global"):
+        yield mode, 1000, partial(ours, num_samples, mode, 1000)
     for size in BUFFERS:
-        yield f"buffer {size}", size, lambda size=size: ours(num_samples, "buffer", size)
-        yield f"webdataset {size}", size, lambda size=size: webdataset(num_samples, size)
-        yield f"py1e {size}", size, lambda size=size: py1e(num_samples, size)
+        yield f"buffer {size}", size, partial(ours, num_samples, "buffer", size)
+        yield f"webdataset {size}", size, partial(webdataset, num_samples, size)
+        yield f"py1e {size}", size, partial(py1e, num_samples, size)
 
 
 def plot(results, path):
@@ -75,7 +77,7 @@ def plot(results, path):
             axis.barh(np.arange(len(names)) + (offset - 1) * 0.27, values, 0.27, label=stretch)
         axis.set_title(title)
         axis.axvline(1, color="black", linewidth=0.8)
-        if field != "labels_per_window":
+        if field == "label_run":
             axis.set_xscale("log")
     axes[0].set_yticks(np.arange(len(names)), names)
     axes[0].invert_yaxis()
@@ -85,25 +87,36 @@ def plot(results, path):
 
 
 def main():
+    warnings.simplefilter("ignore")  # py1e's, of blocks no longer than shards
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--samples", type=int, default=10**6)
+    parser.add_argument("--seeds", type=int, default=10, help="epochs to average over")
     parser.add_argument("--plot")
     parser.add_argument("--json")
     arguments = parser.parse_args()
     results = {}
-    print(f"{'':20}{'':8}{'rank':>9}{'local':>9}{'distance':>10}{'run':>10}{'labels':>8}")
+    fields = f"{'rank':>9}{'local':>9}{'distance':>10}{'run':>10}{'labels':>8}"
+    print(f"{'mean of epochs':28}{fields}")
     for name, length, make in orders(arguments.samples):
         try:
-            ids = make()
+            measured = [
+                measure_stretches(make(seed), arguments.samples, length)
+                for seed in range(arguments.seeds)
+            ]
         except ImportError as error:
             print(f"{name:20} left out: {error}")
             continue
-        stretches = measure_stretches(ids, arguments.samples, length)
-        results[name] = {stretch: asdict(quality) for stretch, quality in stretches.items()}
-        for stretch, q in stretches.items():
+        results[name] = {
+            stretch: {
+                field: float(np.mean([asdict(one[stretch])[field] for one in measured]))
+                for field in asdict(measured[0][stretch])
+            }
+            for stretch in measured[0]
+        }
+        for stretch, found in results[name].items():
+            rank, local, distance, run, labels = found.values()
             print(
-                f"{name:20}{stretch:8}{q.rank_correlation:9.4f}{q.local_correlation:9.4f}"
-                f"{q.neighbour_distance:10.5f}{q.label_run:10.3f}{q.labels_per_window:8.3f}"
+                f"{name:20}{stretch:8}{rank:9.4f}{local:9.4f}{distance:10.5f}{run:10.3f}{labels:8.3f}"
             )
     if arguments.json:
         with open(arguments.json, "w") as file:
