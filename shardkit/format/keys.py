@@ -12,7 +12,7 @@ from xxhash import xxh3_64_hexdigest
 
 from shardkit.errors import ConfigError
 
-__all__ = ["MAX_EXT", "MAX_KEY", "fit_key", "fits", "split_name", "tar_name"]
+__all__ = ["MAX_EXT", "MAX_KEY", "check_ext", "fit_key", "fits", "split_name", "tar_name"]
 
 MAX_KEY = 70
 """Bytes of a key: with a dot and an ext of ``MAX_EXT`` they fill a USTAR name of 100 bytes."""
@@ -41,18 +41,22 @@ def fit_key(key: str) -> str:
     return f"{readable or 'key'}-{digest}"
 
 
-def tar_name(key: str, ext: str) -> bytes:
-    """The member name of a fitted key and an ext.
+def check_ext(ext: str) -> str:
+    """``ext`` itself where it can name members.
 
     Raises:
         ConfigError: the ext is empty, too long, or has characters that names can't hold.
     """
     if len(ext) > MAX_EXT or not _EXT.fullmatch(ext):
         raise ConfigError(
-            f"the ext {ext!r} of key {key!r} can't name a member: exts have 1 to {MAX_EXT} "
-            "printable ASCII characters without blanks and slashes; rename it in the index "
-            "(--files COLUMN=EXT)"
+            f"the ext {ext!r} can't name a member: exts have 1 to {MAX_EXT} printable ASCII "
+            "characters without blanks and slashes; rename it in the index (--files COLUMN=EXT)"
         )
+    return ext
+
+
+def tar_name(key: str, ext: str) -> bytes:
+    """The member name of a fitted key and a checked ext."""
     return f"{key}.{ext}".encode("ascii")
 
 

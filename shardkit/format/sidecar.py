@@ -24,12 +24,13 @@ __all__ = [
     "KEY",
     "MEMBER_TYPE",
     "Failure",
-    "MemberColumns",
+    "Placed",
     "ShardRecord",
     "check_metadata_names",
     "decode_offsets",
     "encode_offsets",
     "encode_sidecar",
+    "member_column",
     "member_exts",
     "metadata_names",
     "sidecar_record",
@@ -79,40 +80,22 @@ class ShardRecord:
         return json.dumps({"plan": plan, **asdict(self)}, sort_keys=True).encode()
 
 
-class MemberColumns:
-    """Places of one ext's members while a shard is written: one slot per sample."""
+Placed = list[tuple[int, int, int, int]]
+"""Members of one ext while a shard is written: sample, data's offset, size, XXH3-64; in order."""
 
-    def __init__(self) -> None:
-        self.rows: list[int] = []
-        self.offsets: list[int] = []
-        self.sizes: list[int] = []
-        self.checksums: list[int] = []
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def add(self, row: int, offset: int, size: int, checksum: int) -> None:
-        """Note the member of sample ``row``."""
-        self.rows.append(row)
-        self.offsets.append(offset)
-        self.sizes.append(size)
-        self.checksums.append(checksum)
-
-    def to_arrow(self, num_samples: int) -> pa.StructArray:
-        """A struct column of ``num_samples`` rows, null where no member was noted."""
-        rows = np.asarray(self.rows, dtype=np.int64)
-        absent = np.ones(num_samples, dtype=bool)
-        absent[rows] = False
-        children = []
-        for values, dtype in (
-            (self.offsets, np.int64),
-            (self.sizes, np.int64),
-            (self.checksums, np.uint64),
-        ):
-            column = np.zeros(num_samples, dtype=dtype)
-            column[rows] = values
-            children.append(pa.array(column, mask=absent))
-        return pa.StructArray.from_arrays(children, fields=list(MEMBER_TYPE), mask=pa.array(absent))
+def member_column(placed: Placed, num_samples: int) -> pa.StructArray:
+    """The sidecar's column of an ext: ``num_samples`` rows, null where no member is placed."""
+    rows, *values = zip(*placed, strict=True) if placed else ((), (), (), ())
+    at = np.asarray(rows, dtype=np.int64)
+    absent = np.ones(num_samples, dtype=bool)
+    absent[at] = False
+    children = []
+    for numbers, child in zip(values, MEMBER_TYPE, strict=True):
+        column = np.zeros(num_samples, dtype=child.type.to_pandas_dtype())
+        column[at] = np.asarray(numbers, dtype=column.dtype)
+        children.append(pa.array(column, mask=absent))
+    return pa.StructArray.from_arrays(children, fields=list(MEMBER_TYPE), mask=pa.array(absent))
 
 
 def encode_offsets(offsets: Sequence[int] | npt.NDArray[np.int64]) -> bytes:
@@ -156,7 +139,7 @@ def check_metadata_names(names: Sequence[str], exts: Sequence[str]) -> None:
 
 def encode_sidecar(
     keys: Sequence[str],
-    members: dict[str, MemberColumns],
+    members: Mapping[str, Placed],
     metadata: pa.Table,
     record: ShardRecord,
     plan: str,
@@ -165,7 +148,7 @@ def encode_sidecar(
 
     Args:
         keys: N keys.
-        members: places by ext.
+        members: by ext.
         metadata: N rows.
         record: what the footer says of the shard.
         plan: identity of the plan that the shard belongs to, so that a resumed pack does not
@@ -175,7 +158,7 @@ def encode_sidecar(
     columns: list[Any] = [pa.array(keys, pa.string())]
     fields = [pa.field(KEY, pa.string(), nullable=False)]
     for ext in sorted(members):
-        columns.append(members[ext].to_arrow(len(keys)))
+        columns.append(member_column(members[ext], len(keys)))
         fields.append(pa.field(ext, MEMBER_TYPE, metadata=_MEMBER_ROLE))
     for name, column in zip(metadata.column_names, metadata.columns, strict=True):
         columns.append(column)

@@ -1,30 +1,30 @@
 """Who runs a plan's shards: this process, or one process per core of this machine.
 
-An executor takes a picklable task and shard numbers, and yields what the task returns as it ends.
-It knows nothing of what the task does. Workers start by forkserver, so that no lock or client of
-the parent is copied into them; they end with their parent, however it ends.
+An executor takes a picklable task and item numbers, and yields what the task returns as it ends.
+It knows nothing of what the task does.
 """
 
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
-import signal
-import threading
+import pickle
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.connection import Connection
-from multiprocessing.connection import wait as wait_connections
-from typing import Any, Protocol, TypeVar
+from multiprocessing.connection import Connection, wait
+from typing import Protocol, TypeVar, cast
 
 from shardkit.errors import ConfigError, ShardkitError
+from shardkit.pack.workers import Done, Failed, Progress, Worker, start_worker
 
 __all__ = ["Executor", "LocalExecutor", "Report", "Task", "WorkerLostError", "nothing", "num_cores"]
 
 Report = Callable[[int, int], None]
 """Called with the samples and bytes done since the last call."""
+
+_MAX_LOSSES = 3
+"""Workers killed in a row, with nothing finished between, before a run gives up: what kills one
+worker after the other (memory that is too small) would kill the next one too."""
 
 
 def nothing(samples: int, num_bytes: int) -> None:
@@ -52,11 +52,14 @@ class Executor(Protocol):
 
 
 class WorkerLostError(ShardkitError, RuntimeError):
-    """A worker process was killed; what it had published stays."""
+    """Worker processes were killed again and again; what they had published stays."""
 
 
 class LocalExecutor:
-    """Processes of this machine; with one worker, this process itself."""
+    """Processes of this machine; with one worker, this process itself.
+
+    A worker that is killed is replaced, and its item done anew; the others go on.
+    """
 
     def __init__(self, num_workers: int | None = None) -> None:
         self.num_workers = num_cores() if num_workers is None else num_workers
@@ -65,12 +68,15 @@ class LocalExecutor:
 
     def run(self, task: Task[R], items: Iterable[int], report: Report) -> Iterator[R]:
         """See ``Executor``."""
-        todo = list(items)
+        todo = deque(items)
         if self.num_workers == 1 or len(todo) <= 1:
             for item in todo:
                 yield task(item, report)
             return
-        yield from _run_in_processes(task, todo, report, min(self.num_workers, len(todo)))
+        with contextlib.closing(_Crew(pickle.dumps(task), todo, report)) as crew:
+            crew.start(min(self.num_workers, len(todo)))
+            while crew.workers:
+                yield from cast("list[R]", crew.step())
 
 
 def num_cores() -> int:
@@ -78,79 +84,70 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _run_in_processes(
-    task: Task[R], items: list[int], report: Report, num_workers: int
-) -> Iterator[R]:
-    context = multiprocessing.get_context("forkserver")
-    receive, send = context.Pipe(duplex=False)
-    lock = context.Lock()
-    listener = threading.Thread(target=_listen, args=(receive, report), daemon=True)
-    listener.start()
-    pool = ProcessPoolExecutor(num_workers, context, _start_worker, (task, send, lock))
-    try:
-        queue = iter(items)
-        pending: set[Future[R]] = set()
-        for item in queue:
-            pending.add(pool.submit(_run_item, item))
-            if len(pending) >= 2 * num_workers:
-                done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                for future in done:
-                    yield future.result()
-        while pending:
-            done, pending = wait(pending, return_when=FIRST_COMPLETED)
-            for future in done:
-                yield future.result()
-    except BrokenProcessPool as error:
-        raise WorkerLostError(
-            "a worker process was killed (out of memory, or by hand); what is finished stays: run "
-            "the same command again to continue, with fewer --workers if memory was short"
-        ) from error
-    finally:
-        _stop(pool)
-        send.close()
-        listener.join()
-        receive.close()
+class _Crew:
+    """Worker processes, each at one item; whoever ends gets the next."""
 
+    def __init__(self, task: bytes, todo: deque[int], report: Report) -> None:
+        self.workers: dict[Connection, Worker] = {}
+        self._items: dict[Connection, int] = {}
+        self._task = task
+        self._todo = todo
+        self._report = report
+        self._num_losses = 0
 
-def _stop(pool: ProcessPoolExecutor) -> None:
-    """End the pool now: after an error or Ctrl-C nobody wants the shards still being written."""
-    processes = list((pool._processes or {}).values())  # noqa: SLF001 - no public way to end them
-    pool.shutdown(wait=False, cancel_futures=True)
-    for process in processes:
-        process.terminate()
-    for process in processes:
-        process.join()
+    def start(self, num_workers: int) -> None:
+        """Start workers."""
+        for _ in range(num_workers):
+            worker = start_worker(self._task)
+            self.workers[worker.connection] = worker
+            self._go_on(worker.connection)
 
+    def step(self) -> list[object]:
+        """Wait for word from workers; returns results that came."""
+        results = []
+        for connection in cast("list[Connection]", wait(list(self.workers))):
+            try:
+                message = connection.recv()
+            except (EOFError, ConnectionResetError):
+                self._replace(connection)
+                continue
+            if isinstance(message, Progress):
+                self._report(message.samples, message.num_bytes)
+            elif isinstance(message, Failed):
+                raise message.error
+            elif isinstance(message, Done):
+                self._num_losses = 0
+                results.append(message.result)
+                self._go_on(connection)
+        return results
 
-_task: Task[object]
-_report: Report
+    def close(self) -> None:
+        """End all workers now: after an error or Ctrl-C nobody wants what they are doing."""
+        for worker in self.workers.values():
+            worker.process.kill()
+        for worker in self.workers.values():
+            worker.close()
+        self.workers = {}
 
+    def _go_on(self, connection: Connection) -> None:
+        """Give a worker its next item, or let it go."""
+        if not self._todo:
+            self.workers.pop(connection).close()
+            return
+        item = self._todo.popleft()
+        self._items[connection] = item
+        with contextlib.suppress(BrokenPipeError):  # it was killed: its end is the next word of it
+            connection.send(item)
 
-def _start_worker(task: Task[object], progress: Connection, lock: object) -> None:
-    """Set a worker process up: keep the task, report through the pipe, die with the parent."""
-    global _task, _report  # one per worker process, set once
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends us
-
-    def report(samples: int, num_bytes: int) -> None:
-        with lock, contextlib.suppress(BrokenPipeError):  # type: ignore[attr-defined]
-            progress.send((samples, num_bytes))
-
-    _task, _report = task, report
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait_connections([parent.sentinel])
-        os._exit(1)
-
-
-def _run_item(item: int) -> Any:
-    return _task(item, _report)
-
-
-def _listen(progress: Connection, report: Report) -> None:
-    with contextlib.suppress(EOFError, OSError):
-        while True:
-            report(*progress.recv())
+    def _replace(self, connection: Connection) -> None:
+        worker = self.workers.pop(connection)
+        worker.close()
+        self._num_losses += 1
+        if self._num_losses > _MAX_LOSSES:
+            raise WorkerLostError(
+                f"{self._num_losses} worker processes in a row were killed (the last ended with "
+                f"{worker.process.returncode}): out of memory? What is finished stays: run the "
+                "same command again to continue, with fewer --workers if memory is short"
+            )
+        self._todo.appendleft(self._items[connection])
+        self.start(1)

@@ -83,6 +83,11 @@ class Plan:
     options: PackOptions = field(default_factory=PackOptions)
 
     @property
+    def all_exts(self) -> tuple[str, ...]:
+        """Exts of all members that are foreseen, the metadata's included."""
+        return (*self.exts, *([] if self.metadata_ext is None else [self.metadata_ext]))
+
+    @property
     def num_shards(self) -> int:
         """How many shards there will be."""
         if self.rows_per_shard is None:

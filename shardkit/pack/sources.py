@@ -1,38 +1,67 @@
-"""The bytes that index rows name, row by row, fetched ahead; what can't be had is a value."""
+"""What each member of index rows holds: near bytes told where they are, far ones fetched ahead.
+
+Data's path: ``MemberColumn`` (URLs, ranges, values) → ``Held``, row by row. What can't be had is
+a value too, so that one bad row does not end the rows after it.
+"""
 
 from __future__ import annotations
 
 import itertools
-import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
-from shardkit.errors import IndexDataError, NotFoundError, StoreError, TransientError
-from shardkit.format.sniff import sniff_ext
+from shardkit.errors import (
+    ConfigError,
+    CorruptError,
+    IndexDataError,
+    NotFoundError,
+    ShardkitError,
+    StoreError,
+    TransientError,
+)
+from shardkit.format.tar import MAX_MEMBER_BYTES
 from shardkit.index.rows import MemberColumn, Rows
 from shardkit.storage.protocol import Store
 from shardkit.storage.urls import is_local, local_path
 
-__all__ = ["LARGE", "Content", "RowError", "read_members"]
+__all__ = ["Held", "RowError", "SourceBrokeError", "Stream", "held_members", "marked"]
 
-LARGE = 32 << 20
-"""Bytes from which on a member is streamed: eight of them in flight stay within 256 MB."""
+_NUM_THREADS = 32  # requests under way per worker; a bucket serves ~50 small objects/s to each
+_HELD_BYTES = 4 << 20  # of one fetched member: twice as many of them as threads stay in 256 MB
 
-_THREADS = 32  # requests in flight per worker, for members that lie behind a URL
-
-Kind = Literal["missing", "empty", "unreadable", "no_members"]
+Kind = Literal["missing", "empty", "unreadable", "corrupt", "too_large", "no_members"]
 
 
-class Content(NamedTuple):
-    """One member of a sample, ready to be written."""
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """A member too large to be held."""
 
-    ext: str
-    data: bytes | Iterator[bytes]
-    """The bytes, or the chunks of a large member."""
-    url: str
+    chunks: Iterator[bytes]
+    size: int | None
+
+
+class SourceBrokeError(Exception):
+    """A stream broke off, as opposed to what it was being written to."""
+
+    def __init__(self, error: ShardkitError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+def marked(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """The chunks, their own errors raised as ``SourceBrokeError``."""
+    try:
+        yield from chunks
+    except (StoreError, CorruptError) as error:
+        raise SourceBrokeError(error) from error
+
+
+Held = bytes | str | Stream | ShardkitError | None
+"""A member: its bytes, the path of the local file with them, a stream, or why it can't be had;
+None where the row has no such member."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,131 +70,110 @@ class RowError:
 
     kind: Kind
     url: str
-    cause: BaseException | None = None
+    cause: ShardkitError | None = None
 
     @classmethod
-    def of(cls, url: str, error: StoreError) -> RowError:
-        """The row error for a store's error.
+    def of(cls, url: str, error: ShardkitError) -> RowError:
+        """The row error for the error of a member.
 
         Raises:
             TransientError: the failure is the network's, which says nothing of the row.
         """
         if isinstance(error, TransientError):
             raise error
-        kind: Kind = "missing" if isinstance(error, NotFoundError) else "unreadable"
-        return cls(kind, url, error)
+        if isinstance(error, NotFoundError):
+            return cls("missing", url, error)
+        return cls("corrupt" if isinstance(error, CorruptError) else "unreadable", url, error)
 
-    def as_error(self, key: str) -> StoreError | IndexDataError:
+    @classmethod
+    def too_large(cls, url: str, size: int) -> RowError:
+        """The row error of a member that no tar of the dialect holds."""
+        text = f"{url} has {size:,} bytes; a shard holds members below {MAX_MEMBER_BYTES:,} (8 GiB)"
+        return cls("too_large", url, ConfigError(text))
+
+    def as_error(self, key: str) -> ShardkitError:
         """What to raise for the row under ``on_error="raise"``."""
         remedy = "mend the index or the file, or skip such rows (--on-error skip)"
-        if self.kind == "no_members":
-            return IndexDataError(f"the row with key {key!r} names no file at all; {remedy}")
-        if self.kind == "missing":
-            return NotFoundError(f"{self.url} does not exist (key {key!r}); {remedy}")
-        if self.kind == "empty":
-            return StoreError(f"{self.url} is empty: zero bytes (key {key!r}); {remedy}")
+        match self.kind:
+            case "no_members":
+                return IndexDataError(f"the row with key {key!r} names no file at all; {remedy}")
+            case "missing":
+                return NotFoundError(f"{self.url} does not exist (key {key!r}); {remedy}")
+            case "empty":
+                return StoreError(f"{self.url} is empty: zero bytes (key {key!r}); {remedy}")
+            case "too_large":
+                return ConfigError(f"{self.cause} (key {key!r}); split the file, or {remedy}")
+            case "corrupt":
+                return CorruptError(f"{self.url} is damaged (key {key!r}): {self.cause}; {remedy}")
         return StoreError(f"{self.url} can't be read (key {key!r}): {self.cause}; {remedy}")
 
 
-def read_members(rows: Rows, store: Store) -> Iterator[list[Content] | RowError]:
-    """The contents of each row in turn, or the row's error.
-
-    Raises:
-        TransientError: a store failed past all retries.
-    """
-    members = [(column, column.names) for column in rows.members]
-    contents = _fetched(rows.members, len(rows.keys), store)
-    for row in range(len(rows.keys)):
-        sample: list[Content] = []
-        failure: RowError | None = None
-        for column, names in members:
-            if not column.has(row):
-                continue
-            url = column.urls[row] or ""
-            data = next(contents)
-            if isinstance(data, StoreError):
-                failure = failure or RowError.of(url, data)
-            elif not data and url:
-                failure = failure or RowError("empty", url)
-            else:
-                if not isinstance(data, bytes):
-                    head, data = _peeked(data)
-                else:
-                    head = data
-                sample.append(Content(names[row] or column.name_for(sniff_ext(head)), data, url))
-        yield failure or sample or RowError("no_members", "")
+def held_members(rows: Rows, store: Store) -> Iterator[tuple[Held, ...]]:
+    """What each row's members hold, in the order of rows and, within a row, of columns."""
+    if not rows.members:
+        yield from itertools.repeat((), len(rows))
+    elif all(url is None or is_local(url) for column in rows.members for url in column.urls):
+        yield from zip(*(_near(column, store) for column in rows.members), strict=True)
+    else:
+        yield from _far(rows, store)
 
 
-def _fetched(
-    columns: tuple[MemberColumn, ...], num_rows: int, store: Store
-) -> Iterator[bytes | Iterator[bytes] | StoreError]:
-    """What each member holds, row by row and column by column."""
-    requests = ((column, row) for row in range(num_rows) for column in columns if column.has(row))
-    if all(url is None or is_local(url) for column in columns for url in _some(column.urls)):
-        for column, row in requests:
-            yield _read(column, row, store)
+def _near(column: MemberColumn, store: Store) -> Iterator[Held]:
+    """Members on this machine; a whole file is left to the tar's writer to read."""
+    values = column.values or itertools.repeat(None)
+    if column.starts is None:
+        for url, value in zip(column.urls, values, strict=False):
+            yield value if url is None else local_path(url)
         return
-    with ThreadPoolExecutor(_THREADS, "shardkit-pack") as pool:
-        pending: deque[Future[bytes | Iterator[bytes] | StoreError]] = deque()
+    ranges = zip(column.starts, column.sizes or (), strict=True)
+    for url, value, (start, size) in zip(column.urls, values, ranges, strict=False):
+        yield value if url is None else _fetched(store, url, start, start + size)
+
+
+def _far(rows: Rows, store: Store) -> Iterator[tuple[Held, ...]]:
+    """Members behind URLs, several requests under way at once."""
+    with ThreadPoolExecutor(_NUM_THREADS, "shardkit-pack") as pool:
+        under_way: deque[list[Future[Held]]] = deque()
+        num_under_way = 0
         try:
-            for column, row in requests:
-                pending.append(pool.submit(_read, column, row, store))
-                if len(pending) >= 2 * _THREADS:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
+            for row in range(len(rows)):
+                row_members = [pool.submit(_member, column, row, store) for column in rows.members]
+                under_way.append(row_members)
+                num_under_way += len(row_members)
+                if num_under_way >= 2 * _NUM_THREADS:
+                    first = under_way.popleft()
+                    num_under_way -= len(first)
+                    yield tuple(future.result() for future in first)
+            while under_way:
+                yield tuple(future.result() for future in under_way.popleft())
         finally:
-            for future in pending:
-                future.cancel()
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _some(urls: list[str | None]) -> list[str | None]:
-    """The first and the last URL: a column is either local or remote."""
-    return [urls[0], urls[-1]] if urls else []
-
-
-def _read(column: MemberColumn, row: int, store: Store) -> bytes | Iterator[bytes] | StoreError:
+def _member(column: MemberColumn, row: int, store: Store) -> Held:
     url = column.urls[row]
     if url is None:
-        values = column.values or []
-        return values[row] or b""
+        return None if column.values is None else column.values[row]
+    if column.starts is not None and column.sizes is not None:
+        start = column.starts[row]
+        return _fetched(store, url, start, start + column.sizes[row])
+    return local_path(url) if is_local(url) else _fetched(store, url)
+
+
+def _fetched(store: Store, url: str, start: int = 0, stop: int | None = None) -> Held:
+    """Bytes of an object; the rest of a large one comes as it is written."""
+    size = None if stop is None else stop - start
     try:
-        if column.starts is not None and column.sizes is not None:
-            start = column.starts[row]
-            return _ranged(store, url, start, start + column.sizes[row])
-        if is_local(url):
-            return _local(url, store)
-        return store.get(url)
-    except StoreError as error:
+        if size is not None and size <= _HELD_BYTES:
+            return store.get_range(url, start, start + size)
+        chunks = store.get_chunks(url, start, stop)
+        held = [b""]
+        num_bytes = 0
+        for chunk in chunks:
+            held.append(chunk)
+            num_bytes += len(chunk)
+            if num_bytes > _HELD_BYTES:
+                return Stream(itertools.chain([b"".join(held)], chunks), size)
+        return b"".join(held)
+    except (StoreError, CorruptError) as error:
         return error
-
-
-def _ranged(store: Store, url: str, start: int, stop: int) -> bytes | Iterator[bytes]:
-    if stop - start > LARGE:
-        return store.get_chunks(url, start, stop)
-    return store.get_range(url, start, stop)
-
-
-def _local(url: str, store: Store) -> bytes | Iterator[bytes]:
-    """A local file in three system calls: most packs read millions of small ones."""
-    try:
-        fd = os.open(local_path(url), os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return store.get(url)  # fails again, with the store's own words
-    try:
-        size = os.fstat(fd).st_size
-        if size <= LARGE:
-            data = os.read(fd, size + 1)
-            if len(data) == size:
-                return data
-    except OSError:
-        return store.get(url)
-    finally:
-        os.close(fd)
-    return store.get_chunks(url) if size > LARGE else store.get(url)
-
-
-def _peeked(chunks: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:
-    """The first chunk, and all of them again."""
-    first = next(chunks, b"")
-    return first, itertools.chain([first], chunks)

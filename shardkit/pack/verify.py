@@ -14,8 +14,8 @@ import pyarrow as pa
 from shardkit.errors import ConfigError, CorruptError, NotFoundError
 from shardkit.format.sidecar import ShardRecord
 from shardkit.index.index import Index
-from shardkit.index.shards import PackedDataset
 from shardkit.index.open import open_index
+from shardkit.index.shards import PackedDataset
 from shardkit.pack.check import Problem, check_lone_tar, check_shard
 from shardkit.pack.executors import Executor, Report, nothing
 from shardkit.pack.output import Output

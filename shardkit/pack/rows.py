@@ -1,4 +1,4 @@
-"""Index rows in a global random order: gathered group by group, then put in line."""
+"""Stretches of an index's rows, a few thousand at a time: in its own order, or in a random one."""
 
 from __future__ import annotations
 
@@ -14,17 +14,31 @@ from shardkit.index.rows import MemberColumn, Rows
 from shardkit.order.hashing import make_key
 from shardkit.order.permutation import Permutation
 
-__all__ = ["shuffled_rows"]
+__all__ = ["rows_in_order", "rows_shuffled"]
+
+_ROWS_AT_ONCE = 4_096  # rows whose URLs and metadata are Python objects at a time: a few MB
 
 
-def shuffled_rows(
-    index: Index, seed: int, start: int, stop: int, rows_at_once: int
-) -> Iterator[Rows]:
+def rows_in_order(index: Index, start: int, stop: int) -> Iterator[Rows]:
+    """Rows ``[start, stop)`` of the whole index."""
+    ends = np.cumsum(index.counts)
+    group = int(np.searchsorted(ends, start, side="right"))
+    while start < stop:
+        first = int(ends[group] - index.counts[group])
+        until = min(stop, int(ends[group]))
+        while start < until:
+            piece = min(until, start + _ROWS_AT_ONCE)
+            yield index.read(group, start - first, piece - first)
+            start = piece
+        group += 1
+
+
+def rows_shuffled(index: Index, seed: int, start: int, stop: int) -> Iterator[Rows]:
     """Rows ``[start, stop)`` of the index in the random order of this seed."""
     permutation = Permutation(index.num_rows, make_key("pack", index.fingerprint, seed))
     ends = np.cumsum(index.counts)
-    for first in range(start, stop, rows_at_once):
-        places = np.arange(first, min(stop, first + rows_at_once), dtype=np.int64)
+    for first in range(start, stop, _ROWS_AT_ONCE):
+        places = np.arange(first, min(stop, first + _ROWS_AT_ONCE), dtype=np.int64)
         ids = permutation(places)
         groups = np.searchsorted(ends, ids, side="right")
         yield _gathered(index, groups, ids - (ends - index.counts)[groups])

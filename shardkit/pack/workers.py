@@ -1,0 +1,114 @@
+"""Worker processes: fresh interpreters that do one pickled task for many items.
+
+Not ``multiprocessing``'s own, because those import the caller's main module again (a script that
+calls ``pack`` without ``if __name__ == "__main__"`` would start itself), and because one of its
+pools is broken as a whole when one worker is killed. Nothing of the parent is copied: no lock, no
+client, no memory. A worker ends with its parent, however that ends, and Ctrl-C is the parent's.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import socket
+import subprocess
+import sys
+import threading
+import traceback
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.spawn import get_executable
+from typing import Any
+
+from shardkit.errors import ShardkitError
+
+__all__ = ["Done", "Failed", "Progress", "Worker", "start_worker", "work"]
+
+_START = "import sys; sys.path[:] = {path!r}; from shardkit.pack.workers import work; work({fds})"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Samples and bytes done since the last word."""
+
+    samples: int
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """An item is done."""
+
+    result: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """An item raised."""
+
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A worker process, seen from its parent."""
+
+    process: subprocess.Popen[bytes]
+    connection: Connection
+    life: int
+    """File descriptor of a pipe: when our end closes, the worker ends."""
+
+    def close(self) -> None:
+        """Wait for its end, which is at once: it has nothing to do, or was killed."""
+        os.close(self.life)
+        self.process.wait()
+        self.connection.close()
+
+
+def start_worker(task: bytes) -> Worker:
+    """Start a process that does the pickled task for every item it is sent."""
+    ours, theirs = socket.socketpair()
+    life_read, life_write = os.pipe()
+    with theirs:
+        fds = (theirs.fileno(), life_read)
+        process = subprocess.Popen(
+            [get_executable(), "-c", _START.format(path=sys.path, fds="{}, {}".format(*fds))],
+            stdin=subprocess.DEVNULL,
+            pass_fds=fds,
+            process_group=0,
+        )
+    os.close(life_read)
+    connection = Connection(ours.detach())
+    connection.send_bytes(task)
+    return Worker(process, connection, life_write)
+
+
+def work(connection_fd: int, life_fd: int) -> None:
+    """Do items until the parent has no more; the life of a worker process."""
+    threading.Thread(target=_end_with_parent, args=(life_fd,), daemon=True).start()
+    connection = Connection(connection_fd)
+    task = pickle.loads(connection.recv_bytes())
+    while True:
+        item = connection.recv()
+        try:
+            message: Done | Failed = Done(
+                task(item, lambda *done: connection.send(Progress(*done)))
+            )
+        except Exception as error:  # noqa: BLE001 - the parent raises it
+            message = Failed(_sendable(error))
+        connection.send(message)
+
+
+def _end_with_parent(life_fd: int) -> None:
+    os.read(life_fd, 1)  # nothing is ever written: this returns when the parent's end is closed
+    os._exit(1)
+
+
+def _sendable(error: Exception) -> Exception:
+    """The error with the worker's traceback as a note; one that pickle refuses, as words."""
+    error.add_note("".join(traceback.format_exception(error)))
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # noqa: BLE001 - whatever it raises, it can't be sent
+        return ShardkitError(f"{type(error).__name__}: {error}")
+    return error
