@@ -121,8 +121,8 @@ class State:
         selection: str,
         num_samples: int,
         extends: Collection[str] = (),
-    ) -> None:
-        """Refuse a state that is not of this data set and selection.
+    ) -> tuple[int, int]:
+        """Refuse a state that is not of this data set and selection; return where to go on.
 
         Args:
             fingerprint: of the data set that the state is loaded into.
@@ -131,10 +131,15 @@ class State:
             extends: fingerprints of the data sets that it extends; a state of one of them is good
                 at an epoch's start or end.
 
+        Returns:
+            Epoch and position; the start of the next epoch for a state at the end of one.
+
         Raises:
             StateError: with what differs and what to do.
         """
-        between_epochs = self.position in (0, self.num_samples)
+        is_over = 0 < self.num_samples == self.position
+        go_on = (self.epoch + 1, 0) if is_over else (self.epoch, self.position)
+        between_epochs = is_over or self.position == 0
         if self.order_version != ORDER_VERSION and not between_epochs:
             raise StateError(
                 f"the state was saved within an epoch of order version {self.order_version}, this "
@@ -153,7 +158,7 @@ class State:
                     f"position {self.position} of {self.num_samples}: only a state between epochs "
                     "can move to the longer data set; finish the epoch on the shorter one"
                 )
-            return
+            return go_on
         if self.selection != selection:
             raise StateError(
                 f"the state is of selection {self.selection!r}, this is {selection!r}: use the "
@@ -164,6 +169,7 @@ class State:
                 f"the state is of {self.num_samples} samples, this data set has {num_samples}: "
                 "open the data set that it was saved on"
             )
+        return go_on
 
     def explain(self) -> str:
         """Say in words where the run was: epoch, position, percent, world, order."""

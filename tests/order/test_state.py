@@ -83,13 +83,17 @@ def test_what_is_no_mapping_is_refused(value: object) -> None:
         State.from_dict(value)  # type: ignore[arg-type]
 
 
-def check(state: State, **changes: Any) -> None:
+def check(state: State, **changes: Any) -> tuple[int, int]:
     values: dict[str, Any] = {"fingerprint": "f1", "selection": "", "num_samples": 1000}
-    state.check(**(values | changes))
+    return state.check(**(values | changes))
 
 
 def test_a_state_of_the_same_data_set_is_good() -> None:
-    check(make_state())
+    assert check(make_state()) == (2, 250)
+
+
+def test_a_state_at_the_end_of_an_epoch_goes_on_with_the_next() -> None:
+    assert check(make_state(position=1000)) == (3, 0)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +113,8 @@ def test_a_state_of_another_data_set_is_refused(changes: dict[str, Any], message
 @pytest.mark.parametrize("position", [0, 1000])
 def test_between_epochs_a_longer_data_set_takes_over(position: int) -> None:
     state = make_state(position=position)
-    check(state, fingerprint="f2", extends=["f0", "f1"], num_samples=1500)
+    found = check(state, fingerprint="f2", extends=["f0", "f1"], num_samples=1500)
+    assert found == (2 + position // 1000, 0)
 
 
 def test_another_order_version_is_refused_within_an_epoch_only() -> None:
