@@ -145,6 +145,28 @@ def test_buffer_mixing_is_a_stable_sort_by_hashed_keys(
         assert mixing.rows(start, stop).tolist() == rows[start:stop]
 
 
+def test_any_place_of_a_long_lane_is_found_by_itself() -> None:
+    """Enough seeks for the rare ones whose first guess of the key is too near."""
+    mixing = BufferMixing.over(0, 6_000_000, 1000, 5)
+    for block in range(0, 6_000_000, 1_000_000):
+        whole = mixing.rows(block, block + 1_000_000)
+        for start in range(0, 1_000_000, 700):
+            assert mixing.rows(block + start, block + start + 1)[0] == whole[start]
+
+
+@pytest.mark.parametrize("num_lanes", [1, 3])
+def test_random_access_over_a_large_epoch_gives_what_reading_along_gives(num_lanes: int) -> None:
+    order = make_order([100_000] * 30, buffer_size=500, num_lanes=num_lanes)
+    whole = np.concatenate(
+        [order.at(np.arange(i, i + 60_000)) for i in range(0, 3_000_000, 60_000)]
+    )
+    rng = np.random.default_rng(0)
+    clusters = rng.integers(0, 2_900_000, 20)[:, None] + np.arange(0, 80_000, 997)
+    positions = rng.permutation(np.concatenate([clusters.ravel(), rng.integers(0, 3_000_000, 300)]))
+    assert np.array_equal(order.at(positions), whole[positions])
+    assert np.array_equal(np.sort(whole), np.arange(3_000_000))
+
+
 @pytest.mark.parametrize("mode", ["shard", "buffer", "global"])
 def test_epochs_and_seeds_and_data_sets_have_orders_of_their_own(mode: str) -> None:
     counts = np.full(50, 20)

@@ -66,6 +66,12 @@ def test_balanced_is_near_its_weights_after_every_draw(
         assert np.abs(counts - shares * total).max() < len(weights) / 2 + 1
 
 
+def test_a_stream_that_is_ahead_waits_for_the_others() -> None:
+    schedule = Schedule("balanced", [1, 1, 1])
+    assert sorted(schedule.draw(9, [9, 0, 0], 6).tolist()) == [1, 1, 1, 2, 2, 2]
+    assert sorted(schedule.draw(10, [4, 4, 2], 1).tolist()) == [2]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_schedule_meets_its_weights(name: str) -> None:
     counts = Counter(letters(name, [2, 3, 4], 9000))
