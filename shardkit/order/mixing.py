@@ -11,6 +11,7 @@ never fall below their row.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -63,7 +64,7 @@ class BufferMixing:
 
         Memory is O(stop - start); time is O(stop - start + width). At most 2²⁰ places at once.
         """
-        slack = 8 + 2 * int(self.width**0.5)
+        slack = 8 + 3 * math.isqrt(self.width) // 2  # places stray from keys by 0.58 √width
         while True:
             first_key, stop_key = max(0, start - slack), min(self.size, stop + slack)
             before, packed = self._between(first_key, stop_key)
