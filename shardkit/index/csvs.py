@@ -39,6 +39,7 @@ def csv_tables(file: BinaryIO, url: str, spool: Spool) -> tuple[pa.Schema, Itera
     fits: dict[str, list[bool]] = {}
     try:
         reader = _open(file, head)
+        _check_names(reader.schema.names, url)
         for batch in reader:
             table = pa.Table.from_batches([batch])
             for name in table.column_names:
@@ -53,7 +54,6 @@ def csv_tables(file: BinaryIO, url: str, spool: Spool) -> tuple[pa.Schema, Itera
         chosen = [dtype for (_, dtype), fit in zip(_TYPES, known, strict=True) if fit]
         types[name] = chosen[0] if chosen else pa.string()
     names = reader.schema.names
-    _check_names(names, url)
     schema = pa.schema([(name, types.get(name, pa.string())) for name in names])
     text = pa.schema([(name, pa.string()) for name in names])
     return schema, (_typed(table, schema) for table in spool.tables(text))

@@ -98,21 +98,29 @@ def open_index(
         Grouping("", folder_as, data_type),
         executor,
     )
-    name = _name(source)
+    name, asked = _name(source), where
     opened = opener.open(source, max_files)
     if where is not None and is_select(where):
         opened = replace(opened, groups=run_select(opened.groups, where, opener.scratch, name))
         where = None
     groups = opened.groups
     if not groups.counts.sum():
-        raise IndexDataError(f"{name} has no rows; check the path, and the filter if there is one")
+        raise _no_rows(name, asked)
     if opened.files is not None:
         choices = _with_exts(choices, opened.files, groups.schema.names)
     findings = find(groups, choices, opener.store)
     if opened.left_out is not None:
         findings = _without_copy(findings, opened.left_out, choices)
     selection = None if where is None else select_rows(groups, where, opener.scratch)
+    if selection is not None and not selection.counts.sum():
+        raise _no_rows(name, asked)
     return Index(name, groups, findings, selection=selection, scratch=opener.scratch)
+
+
+def _no_rows(name: str, where: str | None) -> IndexDataError:
+    if where is None:
+        return IndexDataError(f"{name} has no rows; check the path")
+    return IndexDataError(f"{name} has no rows that where={where!r} leaves; check the filter")
 
 
 def _name(source: Any) -> str:

@@ -30,7 +30,7 @@ from shardkit.index.names import (
     resolve,
 )
 from shardkit.storage.protocol import ObjectInfo, Store
-from shardkit.storage.urls import is_local, local_path
+from shardkit.storage.urls import is_local, local_path, scheme_of
 
 __all__ = ["Source", "identify"]
 
@@ -73,16 +73,27 @@ def identify(store: Store, source: str) -> Source:
         if "::" in source
         else _braces(source)
     )
-    if len(names) == 1 and not _WILD.search(names[0]):
+    if len(names) == 1 and not _is_wild(names[0]):
         return _one(store, names[0])
-    files = [info for name in names for info in _expand(store, name)]
+    files = _expand(store, names)
     if not files:
         raise NotFoundError(f"no file matches {source}; check the path and the wildcard")
     return _classify(files, source, _fixed_folder(names[0]))
 
 
 def _braces(name: str) -> list[str]:
-    return list(braceexpand(name)) if _BRACE.search(name) else [name]
+    return list(braceexpand(name)) if _BRACE.search(name) and not _exists(name) else [name]
+
+
+def _is_wild(name: str) -> bool:
+    """Is this a wildcard? Web addresses have ``?`` for their queries; a file may have ``[``."""
+    if scheme_of(name) in ("http", "https"):
+        return False
+    return _WILD.search(name) is not None and not _exists(name)
+
+
+def _exists(name: str) -> bool:
+    return is_local(name) and os.path.exists(local_path(name))
 
 
 def _one(store: Store, name: str) -> Source:
@@ -155,24 +166,31 @@ def _list_file(store: Store, url: str) -> Source:
     if not wanted:
         raise IndexDataError(f"{url} lists nothing; a list has one file a line")
     urls = [part for line in wanted for part in _braces(resolve(line, folder))]
-    if all(not _WILD.search(name) and known_ext(name) and not index_ext(name) for name in urls):
-        return Source("media", [ObjectInfo(name, -1, "") for name in urls])
-    if len(urls) == 1 and not _WILD.search(urls[0]):
+    if len(urls) == 1 and not _is_wild(urls[0]):
         return _one(store, urls[0])
-    files = [info for name in urls for info in _expand(store, name)]
+    files = _expand(store, urls)
     if not files:
         raise NotFoundError(f"no file matches the lines of {url}")
     return _classify(files, url, "")
 
 
-def _expand(store: Store, name: str) -> Iterator[ObjectInfo]:
-    """Yield the files that a name without braces means; a wildcard may mean none."""
-    if not _WILD.search(name):
-        if known_ext(name) and index_ext(name) is None and not is_tar(name):
-            yield ObjectInfo(name, -1, "")  # a member: looked for when it is read
+def _expand(store: Store, names: Sequence[str]) -> list[ObjectInfo]:
+    """Return the files that names without braces mean; a wildcard may mean none.
+
+    Where some are media files, all are: members are looked for when they are read.
+    """
+    plain = [name for name in names if not _is_wild(name)]
+    media = any(known_ext(n) and index_ext(n) is None and not is_tar(n) for n in plain)
+    found: list[ObjectInfo] = []
+    for name in names:
+        if _is_wild(name):
+            found.extend(_matches(store, name))
         else:
-            yield store.stat(name)
-        return
+            found.append(ObjectInfo(name, -1, "") if media else store.stat(name))
+    return found
+
+
+def _matches(store: Store, name: str) -> Iterator[ObjectInfo]:
     if is_local(name):
         path = local_path(name)
         for found in sorted(glob.glob(path, recursive=True)):

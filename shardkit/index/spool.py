@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow as pa
 from xxhash import xxh3_128
 
-from shardkit.format.metadata import jsonable
 from shardkit.index.groups import ROWS_PER_GROUP, ArrowFileGroups, HashSink
 from shardkit.index.scratch import Scratch
 
@@ -217,4 +216,4 @@ def as_text(value: Any) -> str | None:
     """Return a value as it stood in the file, as far as that is known: strings as they are."""
     if value is None or isinstance(value, str):
         return value
-    return json.dumps(jsonable(value), ensure_ascii=False)
+    return json.dumps(value, ensure_ascii=False, default=str)

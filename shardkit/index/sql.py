@@ -55,6 +55,7 @@ def connect(scratch: Scratch, **tables: Batches) -> Iterator[duckdb.DuckDBPyConn
                 "temp_directory": spill,
                 "threads": 1,
                 "python_enable_replacements": False,
+                "enable_progress_bar": False,
             },
         )
         try:

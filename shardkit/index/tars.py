@@ -159,8 +159,8 @@ class _Window:
             self._length = self._LEAST
         elif self._length < self._MOST:
             self._length *= 4
-        stop = position + (self._length if self._length > least else least)
-        self.data = data = self.read(position, stop if stop < self._size else self._size)
+        stop = position + (max(least, self._length))
+        self.data = data = self.read(position, min(self._size, stop))
         self.start = position
         self.last = len(data) - _BLOCK
 
