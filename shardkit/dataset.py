@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from shardkit.decode.registry import DecodeOption
-from shardkit.errors import ConfigError, ShardkitError, StateError
+from shardkit.errors import ConfigError, StateError
 from shardkit.index.scratch import Scratch
 from shardkit.index.shards import open_shards
 from shardkit.order.batches import Block, iterate_blocks
 from shardkit.order.epoch import DEFAULT_BUFFER_SIZE, EpochOrder, Shuffle, ShuffleOptions
-from shardkit.order.selection import Selection
 from shardkit.order.split import Split
 from shardkit.order.state import State
-from shardkit.samples.failures import Failed, Failures, OnError
+from shardkit.samples.failures import Failed, Failures, OnError, with_place
 from shardkit.samples.maker import SampleMaker
 from shardkit.samples.open_shard import Verify
+from shardkit.samples.selection import Chosen, Weights, select
 from shardkit.samples.shards import ShardSource
 from shardkit.samples.source import Sample
 from shardkit.samples.stream import SampleStream
@@ -73,14 +73,13 @@ class _EpochCounter:
         self._next[:] = epoch
 
 
-class _Progress:
+class Progress:
     """How far one iteration has come; the iterator writes it, ``state_dict`` reads it."""
 
-    __slots__ = ("block", "done", "epoch", "order", "position")
+    __slots__ = ("block", "done", "epoch", "position")
 
-    def __init__(self, epoch: int, order: EpochOrder, position: int) -> None:
+    def __init__(self, epoch: int, position: int) -> None:
         self.epoch = epoch
-        self.order = order
         self.position = position
         self.block: Block | None = None
         self.done = -1  # slots of the block that have been consumed, less one
@@ -119,7 +118,7 @@ class SampleDataset(_Base):
         self._options = ShuffleOptions(shuffle, buffer_size or DEFAULT_BUFFER_SIZE, seed, lanes)
         self._epochs = _EpochCounter()
         self._resume: State | None = None
-        self._progress: _Progress | None = None
+        self._progress: Progress | None = None
         self._lock = threading.Lock()
 
     @property
@@ -154,17 +153,14 @@ class SampleDataset(_Base):
             return next(self.stream.raw(ids))
         (outcome,) = self.stream.outcomes(ids, ids, seed=self._options.seed, epoch=0)
         if isinstance(outcome, Failed):
-            raise _with_place(outcome)
+            raise with_place(outcome)
         return outcome[0] if outcome else None
 
     def __iter__(self) -> Iterator[Sample]:
         """Yield this rank's (and this loader worker's) samples of the next epoch."""
         world = self.world.in_worker()
-        with self._lock:
-            epoch, position = self._begin(world.worker)
-            order = self.order(epoch)
-            progress = self._progress = _Progress(epoch, order, position)
-        split = self._split()
+        progress = self.begin_epoch(world.worker)
+        order, position, split = self.order(progress.epoch), progress.position, self._split()
 
         def blocks() -> Iterator[Block]:
             return iterate_blocks(
@@ -176,6 +172,12 @@ class SampleDataset(_Base):
             for block in blocks():
                 progress.block, progress.done = block, -1
                 yield from self._samples(block, progress)
+
+    def begin_epoch(self, worker: int = 0) -> Progress:
+        """Take the next epoch, or the rest of a restored one; whoever iterates moves it on."""
+        with self._lock:
+            self._progress = Progress(*self._begin(worker))
+            return self._progress
 
     def order(self, epoch: int) -> EpochOrder:
         """The canonical order of an epoch."""
@@ -242,7 +244,7 @@ class SampleDataset(_Base):
             ShardkitError: more than ``max_failures`` have failed.
         """
         if self.on_error == "raise":
-            raise _with_place(failed)
+            raise with_place(failed)
         self.failures.note(failed)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -252,7 +254,7 @@ class SampleDataset(_Base):
         self.__dict__.update(state)
         self._lock = threading.Lock()
 
-    def _samples(self, block: Block, progress: _Progress) -> Iterator[Sample]:
+    def _samples(self, block: Block, progress: Progress) -> Iterator[Sample]:
         if self.stream.maker.is_identity and self.on_error == "raise":
             for slot, sample in enumerate(self.stream.raw(block.ids)):
                 progress.done = slot
@@ -307,6 +309,12 @@ class ShardDataset(SampleDataset):
         decode: "auto" decodes by ext, None gives bytes, a mapping overrides by ext; see
             ``shardkit.decode``.
         transforms: callables from sample to sample, samples or None; see ``shardkit.transforms``.
+        where: condition in DuckDB's SQL over the metadata columns and ``__key__``; only samples
+            for which it is true take part. Other tables can be named by file:
+            ``"id IN (SELECT id FROM 'scores.parquet' WHERE score > 5)"``.
+        exclude: keys of samples to leave out.
+        weights: a numeric column, or a function from a table of metadata to a number a row: 0.5
+            keeps half of such samples, 2 repeats each. Chosen by ``seed``, once for all epochs.
         on_error: "raise", "skip" (leave the sample out and count it), or "replace" (under
             ``shardkit.DataLoader``: a good sample of the same batch in its place, marked).
         max_failures: end the run when more than so many samples have failed.
@@ -320,6 +328,7 @@ class ShardDataset(SampleDataset):
     Raises:
         NotFoundError: there is no packed dataset at ``url``.
         ConfigError: an argument is wrong, or names members or columns there are none of.
+        IndexDataError: no sample is left by ``where``, ``exclude`` and ``weights``.
     """
 
     def __init__(
@@ -333,18 +342,23 @@ class ShardDataset(SampleDataset):
         metadata: Sequence[str] | None = None,
         decode: DecodeOption = "auto",
         transforms: Iterable[Any] | None = None,
+        where: str | None = None,
+        exclude: Iterable[str] = (),
+        weights: Weights | None = None,
         on_error: OnError = "raise",
         max_failures: int | None = None,
         verify: Verify = "once",
         storage_options: Mapping[str, Any] | None = None,
         world: World | None = None,
     ) -> None:
-        dataset = open_shards(url, open_store(storage_options), Scratch())
+        scratch = Scratch()
+        dataset = open_shards(url, open_store(storage_options), scratch)
+        chosen = Chosen(where, exclude, weights, seed)
         source = ShardSource(dataset, exts=members, metadata=metadata, verify=verify)
         super().__init__(
             SampleStream(
                 source,
-                Selection.all(source.counts),
+                select(dataset.groups(), dataset.counts, dataset.fingerprint, chosen, scratch),
                 SampleMaker(decode, transforms, dataset.url),
             ),
             shuffle=shuffle,
@@ -354,11 +368,3 @@ class ShardDataset(SampleDataset):
             max_failures=max_failures,
             world=world,
         )
-
-
-def _with_place(failed: Failed) -> Exception:
-    """The error of a sample, with a note of where the sample is."""
-    error = failed.error
-    if not isinstance(error, ShardkitError):
-        error.add_note(f"while making the sample {failed.place.key!r} of {failed.place.url}")
-    return error

@@ -28,9 +28,10 @@ from shardkit.format.manifest import (
 )
 from shardkit.format.sidecar import KEY, decode_offsets, member_exts, metadata_names
 from shardkit.format.tar import checksum
+from shardkit.index.groups import Groups
 from shardkit.index.scratch import Scratch
 from shardkit.index.sources import identify
-from shardkit.index.tar_groups import ScannedTar, scan_tars
+from shardkit.index.tar_groups import ScannedTar, TarGroups, open_packed, scan_tars
 from shardkit.storage.protocol import ObjectInfo, Store
 
 __all__ = ["PackedDataset", "PlainTars", "ShardLayout", "ShardSet", "open_shards"]
@@ -107,6 +108,10 @@ class ShardSet(Protocol):
 
     def layout(self, shard: int, exts: Sequence[str], metadata: Sequence[str]) -> ShardLayout:
         """Where these members and columns of a shard's samples are."""
+        ...
+
+    def groups(self) -> Groups:
+        """The samples as rows, a group a shard: ``__key__``, places of members, metadata."""
         ...
 
 
@@ -209,6 +214,10 @@ class PackedDataset:
         table = file.read([KEY, *(e for e in wanted if e in present), *chosen], use_threads=False)
         return table_layout(table, [e for e in wanted if e in present], chosen, len(wanted))
 
+    def groups(self) -> Groups:
+        """See ``ShardSet``."""
+        return open_packed(self.store, f"{self.url}/")[0]
+
     def _checked(self, name: str, expected: np.uint64) -> bytes:
         url = f"{self.url}/{name}"
         data = self.store.get(url)
@@ -279,6 +288,10 @@ class PlainTars:
         table = self.tars[shard].load().table
         present = [ext for ext in exts if ext in table.column_names]
         return table_layout(table, present, metadata, len(exts))
+
+    def groups(self) -> Groups:
+        """See ``ShardSet``."""
+        return TarGroups(self.tars)
 
 
 def open_shards(url: str, store: Store, scratch: Scratch) -> ShardSet:

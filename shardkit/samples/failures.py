@@ -10,7 +10,7 @@ from typing import Literal
 from shardkit.errors import ConfigError, MissingDependencyError, ShardkitError, TransientError
 from shardkit.samples.source import Place
 
-__all__ = ["Failed", "Failures", "OnError", "can_skip"]
+__all__ = ["Failed", "Failures", "OnError", "can_skip", "with_place"]
 
 OnError = Literal["raise", "skip", "replace"]
 
@@ -34,6 +34,14 @@ class Failed:
 def can_skip(error: Exception) -> bool:
     """Whether the error says something of the sample, and not of the network or the set-up."""
     return not isinstance(error, TransientError | ConfigError | MissingDependencyError)
+
+
+def with_place(failed: Failed) -> Exception:
+    """The error of a sample, with a note of where the sample is."""
+    error = failed.error
+    if not isinstance(error, ShardkitError) and not hasattr(error, "__notes__"):
+        error.add_note(f"while making the sample {failed.place.key!r} of {failed.place.url}")
+    return error
 
 
 class Failures:

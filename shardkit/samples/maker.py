@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from shardkit.decode import BytesSource, Decoders
@@ -11,7 +13,24 @@ from shardkit.errors import DecodeError
 from shardkit.samples.source import Sample
 from shardkit.transforms.pipeline import Pipeline, Transform
 
-__all__ = ["SampleMaker"]
+__all__ = ["SampleMaker", "StageTimes"]
+
+
+@dataclass(slots=True)
+class StageTimes:
+    """Seconds spent per stage: waiting for bytes, decoding, transforming, collating."""
+
+    fetch: float = 0.0
+    decode: float = 0.0
+    transform: float = 0.0
+    collate: float = 0.0
+
+    def add(self, other: StageTimes) -> None:
+        """Add what another worker spent."""
+        self.fetch += other.fetch
+        self.decode += other.decode
+        self.transform += other.transform
+        self.collate += other.collate
 
 
 class SampleMaker:
@@ -36,24 +55,34 @@ class SampleMaker:
         """Whether samples leave as they come."""
         return self._leaves_bytes and not len(self._pipeline)
 
-    def __call__(self, sample: Sample, exts: Iterable[str], seed: int) -> list[Sample]:
+    def __call__(
+        self, sample: Sample, exts: Iterable[str], seed: int, times: StageTimes
+    ) -> list[Sample]:
         """What a sample becomes: one sample, several, or none.
 
         Args:
             sample: members as bytes; changed in place.
             exts: which of its entries are members.
             seed: the sample's own.
+            times: adds up here what the stages take.
 
         Raises:
             DecodeError: a member can't be decoded; names dataset, shard, key and ext.
             Exception: whatever a transform of the user's raises.
         """
+        began = time.perf_counter()
         if not self._leaves_bytes:
             for ext in exts:
                 data = sample.get(ext)
                 if data is not None:
                     sample[ext] = self._decoded(sample, ext, data)
-        return self._pipeline(sample, seed) if len(self._pipeline) else [sample]
+        decoded = time.perf_counter()
+        times.decode += decoded - began
+        if not len(self._pipeline):
+            return [sample]
+        made = self._pipeline(sample, seed)
+        times.transform += time.perf_counter() - decoded
+        return made
 
     def _decoded(self, sample: Sample, ext: str, data: bytes) -> Any:
         decoder: Callable[[Any], Any] | None = self._decoders.for_ext(ext)

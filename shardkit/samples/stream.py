@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -12,13 +14,13 @@ from shardkit.order.epoch import EpochOrder, ShuffleOptions
 from shardkit.order.hashing import sample_seeds
 from shardkit.order.selection import Selection
 from shardkit.samples.failures import Failed, can_skip
-from shardkit.samples.maker import SampleMaker
+from shardkit.samples.maker import SampleMaker, StageTimes
 from shardkit.samples.source import Sample, Source
 
-__all__ = ["Outcome", "SampleStream"]
+__all__ = ["Outcome", "SampleStream", "StageTimes"]
 
 Int64Array = npt.NDArray[np.int64]
-Outcome = list[Sample] | Failed
+Outcome: TypeAlias = list[Sample] | Failed
 """What a slot yields: samples (one, unless transforms drop or multiply), or why there is none."""
 
 
@@ -56,7 +58,14 @@ class SampleStream:
         return self.source.read(*self.selection.locate(ids))
 
     def outcomes(
-        self, ids: Int64Array, positions: Int64Array, *, seed: int, epoch: int
+        self,
+        ids: Int64Array,
+        positions: Int64Array,
+        *,
+        seed: int,
+        epoch: int,
+        times: StageTimes | None = None,
+        before: Callable[[int], None] | None = None,
     ) -> Iterator[Outcome]:
         """What each slot yields, in order, failures as values.
 
@@ -65,24 +74,31 @@ class SampleStream:
             positions: int64 [n], their canonical positions, for the samples' seeds.
             seed: of the order.
             epoch: from 0.
+            times: adds up here what the stages take.
+            before: called with each sample's seed before it is decoded.
 
         Raises:
             TransientError: the network failed past all retries: no sample is skipped for that.
         """
         groups, rows = self.selection.locate(ids)
         seeds = sample_seeds(seed, epoch, positions).tolist()
+        spent = times or StageTimes()
         start = 0
         while start < len(ids):
             samples = self.source.read(groups[start:], rows[start:])
             for slot in range(start, len(ids)):
                 start = slot + 1
+                began = time.perf_counter()
                 try:
                     sample = next(samples)
+                    spent.fetch += time.perf_counter() - began
                 except Exception as error:  # noqa: BLE001 - a value here, raised by whoever must
                     yield self._failed(groups[slot], rows[slot], error)
                     break  # the iterator ended with its error: go on behind the slot
                 try:
-                    made = self.maker(sample, self.source.exts, seeds[slot])
+                    if before is not None:
+                        before(seeds[slot])
+                    made = self.maker(sample, self.source.exts, seeds[slot], spent)
                 except Exception as error:  # noqa: BLE001 - same
                     yield self._failed(groups[slot], rows[slot], error)
                 else:

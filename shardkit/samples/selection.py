@@ -1,0 +1,185 @@
+"""Which samples take part: a filter, keys to leave out, weights; resolved once into a bitmap."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from xxhash import xxh3_128
+
+from shardkit.errors import ConfigError, IndexDataError
+from shardkit.format.keys import fit_key
+from shardkit.format.sidecar import KEY
+from shardkit.index.groups import Groups
+from shardkit.index.scratch import Scratch
+from shardkit.index.where import select_rows
+from shardkit.order.selection import (
+    Selection,
+    copies_of,
+    open_selection,
+    selection_key,
+    write_selection,
+)
+
+__all__ = ["Chosen", "Weights", "select"]
+
+logger = logging.getLogger(__name__)
+
+Weights = str | Callable[[pa.Table], npt.ArrayLike]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What the user chose of a dataset's samples.
+
+    Attributes:
+        where: condition in DuckDB's SQL over the metadata columns and ``__key__``; other tables
+            can be named by file: ``"id IN (SELECT id FROM 'scores.parquet' WHERE score > 5)"``.
+        exclude: keys to leave out, as the user or as the tars spell them.
+        weights: a numeric column, or a function from the metadata of some rows (a table) to one
+            number a row: 0.5 keeps half of such samples, 2 repeats each.
+        seed: chooses which samples a broken weight keeps.
+    """
+
+    where: str | None = None
+    exclude: Iterable[str] = ()
+    weights: Weights | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Take the keys once, whatever kind of iterable they came in."""
+        if isinstance(self.exclude, str):
+            raise ConfigError(
+                f"exclude={self.exclude!r} is one text; give a list of keys (or read the file: "
+                "exclude=open(path).read().split())"
+            )
+        object.__setattr__(self, "exclude", frozenset(fit_key(key) for key in self.exclude))
+
+    @property
+    def is_all(self) -> bool:
+        """Whether every sample takes part once."""
+        return self.where is None and not self.exclude and self.weights is None
+
+
+def select(
+    groups: Groups,
+    counts: npt.NDArray[np.int64],
+    fingerprint: str,
+    chosen: Chosen,
+    scratch: Scratch,
+) -> Selection:
+    """Resolve what was chosen; the result is kept in ``scratch`` and found again.
+
+    Args:
+        groups: the dataset's rows, with ``__key__`` and the metadata columns.
+        counts: int64 [groups], rows per group.
+        fingerprint: of the dataset.
+        chosen: what the user chose.
+        scratch: where the bitmap lies, memory-mapped.
+
+    Raises:
+        ConfigError: the condition or the weights can't be evaluated.
+        IndexDataError: no sample is left.
+    """
+    if chosen.is_all:
+        return Selection.all(counts)
+    excluded = xxh3_128("\n".join(sorted(chosen.exclude)).encode()).hexdigest()
+    weights = chosen.weights if isinstance(chosen.weights, str) else None
+    if callable(chosen.weights):
+        weights = _identity_of(groups, chosen)
+    key = selection_key(fingerprint, chosen.where, excluded, weights, chosen.seed)
+    path = scratch.keep(
+        f"{key}.selection",
+        lambda part: _write(part, groups, counts, chosen, scratch, key),
+    )
+    selection = open_selection(path, counts, key=key)
+    if not selection.num_samples:
+        raise IndexDataError(
+            f"no sample is left of {int(counts.sum()):,} after where={chosen.where!r}, "
+            f"{len(frozenset(chosen.exclude)):,} excluded keys and weights; loosen them"
+        )
+    return selection
+
+
+def _write(
+    part: str,
+    groups: Groups,
+    counts: npt.NDArray[np.int64],
+    chosen: Chosen,
+    scratch: Scratch,
+    key: str,
+) -> None:
+    if os.path.exists(part):
+        os.unlink(part)
+    write_selection(part, counts, _copies(groups, counts, chosen, scratch), key=key)
+
+
+def _copies(
+    groups: Groups, counts: npt.NDArray[np.int64], chosen: Chosen, scratch: Scratch
+) -> Iterator[npt.NDArray[np.int64]]:
+    """How often each row takes part, group by group."""
+    filtered = None if chosen.where is None else select_rows(groups, chosen.where, scratch)
+    excluded = pa.array(sorted(chosen.exclude), pa.string())
+    num_found = 0
+    starts = np.cumsum(counts) - counts
+    for group, count in enumerate(counts.tolist()):
+        copies = np.ones(count, dtype=np.int64)
+        if chosen.weights is not None:
+            weights = _weights(groups, group, chosen.weights)
+            copies = copies_of(weights, seed=chosen.seed, start=int(starts[group]))
+        if filtered is not None:
+            left_out = np.ones(count, dtype=bool)
+            left_out[filtered.rows(group)] = False
+            copies[left_out] = 0
+        if len(excluded):
+            keys = groups.read(group, [KEY]).column(KEY)
+            gone = pc.is_in(keys, value_set=excluded).to_numpy()
+            num_found += int(gone.sum())
+            copies[gone] = 0
+        yield copies
+    if num_found < len(excluded):
+        logger.warning(
+            "%d of %d keys to exclude are keys of no sample",
+            len(excluded) - num_found,
+            len(excluded),
+        )
+
+
+def _weights(groups: Groups, group: int, weights: Weights) -> npt.NDArray[np.float64]:
+    names = [
+        name
+        for name in groups.schema.names
+        if not pa.types.is_struct(groups.schema.field(name).type)
+    ]
+    if isinstance(weights, str):
+        if weights not in names:
+            raise ConfigError(f"weights={weights!r} is no column; there are {', '.join(names)}")
+        values: Any = groups.read(group, [weights]).column(0)
+        try:
+            return values.cast(pa.float64()).fill_null(0.0).to_numpy()  # type: ignore[no-any-return]
+        except pa.ArrowException as error:
+            raise ConfigError(
+                f"weights={weights!r} is a column of {values.type}: {error}"
+            ) from error
+    table = groups.read(group, names)
+    found = np.asarray(weights(table), dtype=np.float64)
+    if found.shape != (len(table),):
+        raise ConfigError(f"weights gave an array of shape {found.shape} for {len(table)} rows")
+    return found
+
+
+def _identity_of(groups: Groups, chosen: Chosen) -> str:
+    """A hash of what a function gives: functions have no name that tells two versions apart."""
+    if not callable(chosen.weights):
+        return ""
+    digest = xxh3_128()
+    for group in range(len(groups.counts)):
+        digest.update(_weights(groups, group, chosen.weights).tobytes())
+    return digest.hexdigest()
