@@ -85,7 +85,9 @@ def main() -> None:
         found = {way: timed(lambda f=f: f(data, times)) for way, f in ways.items()}
         off = {way: np.abs(f(data, times).astype(int) - expected).mean() for way, f in ways.items()}
         best = min(value for way, value in found.items() if way != "shardkit")
-        line = ", ".join(f"{way} {value:.1f} ms (off {off[way]:.2f})" for way, value in found.items())
+        line = ", ".join(
+            f"{way} {value:.1f} ms (off {off[way]:.2f})" for way, value in found.items()
+        )
         print(f"{name}: {line}; ratio {best / found['shardkit']:.2f}")
 
 

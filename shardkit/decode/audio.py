@@ -213,10 +213,10 @@ def _told_length(stream: Any, start: float) -> int | None:
 
     The last packet of an mp4's AAC is filled up; its edit list says where the sound ends.
     """
-    rate = stream.codec_context.sample_rate
+    rate: int = stream.codec_context.sample_rate
     if not stream.duration or stream.time_base * rate != 1 or stream.frames == 0:
         return None
-    return max(0, stream.duration - round(start * rate))
+    return max(0, int(stream.duration) - round(start * rate))
 
 
 def _laid_out(parts: list[tuple[int, Samples]], limit: int | None, num_channels: int) -> Samples:

@@ -63,6 +63,7 @@ _BUILT_IN: Mapping[str, Decoder] = MappingProxyType(
     | dict.fromkeys(("pt", "pth"), decode_pt)
     | {"npy": decode_npy, "npz": decode_npz, "safetensors": decode_safetensors}
 )
+_LAZY_EXTS = frozenset(AUDIO_EXTS + VIDEO_EXTS)
 _BY_RANGES = frozenset({open_video})  # these take a Source, all others take bytes
 
 # Changed only by register_decoder; every Decoders takes a copy when it is made.
@@ -111,10 +112,12 @@ class Decoders:
         self._named = frozenset(overrides)
         for ext, decoder in overrides.items():
             self._table[ext] = _auto(ext) if isinstance(decoder, str) else decoder
-        self._found: dict[str, _Guarded | None] = {}
+        self._found: dict[tuple[str, str | None], _Guarded | None] = {}
 
-    def for_ext(self, ext: str) -> Callable[[Data | Source], Any] | None:
+    def for_ext(self, ext: str, name: str | None = None) -> Callable[[Data | Source], Any] | None:
         """Return the decoder of an ext, or None when the member stays bytes.
+
+        ``name`` is the member's name in the sample, where that is not its ext.
 
         The whole ext (``seg.png``) is looked for first, then its last suffix (``png``), case-blind.
         The decoder takes ``bytes`` (or a ``memoryview``, or a ``Source`` where ``takes_source``)
@@ -122,25 +125,29 @@ class Decoders:
         ``MissingDependencyError`` for the installation, and the store's own for ranges.
         """
         try:
-            return self._found[ext]
+            return self._found[ext, name]
         except KeyError:
-            found = self._find(ext.lower())
-            self._found[ext] = found
+            found = self._find(ext.lower(), name)
+            self._found[ext, name] = found
             return found
 
-    def takes_source(self, ext: str) -> bool:
+    def takes_source(self, ext: str, name: str | None = None) -> bool:
         """Is a ``Source`` welcome in place of bytes, since not all of it may be read?
 
         True for built-in video, and for audio and video that a transform decodes itself.
         """
-        found = self.for_ext(ext)
+        found = self.for_ext(ext, name)
         if found is None:
-            name = ext.lower()
-            return name in self._raw and _last(name) in AUDIO_EXTS + VIDEO_EXTS
+            return self._is_raw(ext.lower(), name) and _last(ext.lower()) in _LAZY_EXTS
         return isinstance(found, _Guarded) and found.takes_source
 
-    def _find(self, ext: str) -> _Guarded | None:
-        if ext in self._raw and ext not in self._named and _last(ext) not in self._named:
+    def _is_raw(self, ext: str, name: str | None) -> bool:
+        if ext in self._named or _last(ext) in self._named:
+            return False
+        return ext in self._raw or (name is not None and name.lower() in self._raw)
+
+    def _find(self, ext: str, name: str | None) -> _Guarded | None:
+        if self._is_raw(ext, name):
             return None
         decoder = self._look_up(ext)
         return None if decoder is None else _Guarded(ext, decoder)

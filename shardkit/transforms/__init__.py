@@ -16,6 +16,93 @@ list of samples that come out, where ``seed`` is an integer of at most 64 bits; 
 names the members that the leading presets decode themselves (``Decoders(decode, raw=...)``).
 """
 
+from shardkit.transforms.audio import (
+    AudioToTensor,
+    CheckAudible,
+    DecodeAudio,
+    Mono,
+    NormalizeLoudness,
+    PadOrTrim,
+    Resample,
+)
+from shardkit.transforms.fields import (
+    Cast,
+    CheckFields,
+    DropFields,
+    FirstNonEmpty,
+    Gather,
+    KeepFields,
+    LoadBytes,
+    Rename,
+    SetFields,
+)
+from shardkit.transforms.image import (
+    AsVideo,
+    DecodeImage,
+    Flip,
+    RandomResizedCrop,
+    Resize,
+    ToTensor,
+)
+from shardkit.transforms.latents import SampleLatent, SkipLatentFrames
+from shardkit.transforms.loudness import loudness
+from shardkit.transforms.metadata import ClassToId, MergeFields, OneHot, ParseJson, PickField
 from shardkit.transforms.pipeline import Pipeline, Sample, Transform
+from shardkit.transforms.pipelines import (
+    audio_pipeline,
+    audio_video_pipeline,
+    image_latent_pipeline,
+    image_pipeline,
+    metadata_pipeline,
+    video_latent_pipeline,
+    video_pipeline,
+)
+from shardkit.transforms.text import ChooseCaption, PadTokens
+from shardkit.transforms.video import DecodeClip, Squarify
 
-__all__ = ["Pipeline", "Sample", "Transform"]
+__all__ = [
+    "AsVideo",
+    "AudioToTensor",
+    "Cast",
+    "CheckAudible",
+    "CheckFields",
+    "ChooseCaption",
+    "ClassToId",
+    "DecodeAudio",
+    "DecodeClip",
+    "DecodeImage",
+    "DropFields",
+    "FirstNonEmpty",
+    "Flip",
+    "Gather",
+    "KeepFields",
+    "LoadBytes",
+    "MergeFields",
+    "Mono",
+    "NormalizeLoudness",
+    "OneHot",
+    "PadOrTrim",
+    "PadTokens",
+    "ParseJson",
+    "PickField",
+    "Pipeline",
+    "RandomResizedCrop",
+    "Rename",
+    "Resample",
+    "Resize",
+    "Sample",
+    "SampleLatent",
+    "SetFields",
+    "SkipLatentFrames",
+    "Squarify",
+    "ToTensor",
+    "Transform",
+    "audio_pipeline",
+    "audio_video_pipeline",
+    "image_latent_pipeline",
+    "image_pipeline",
+    "loudness",
+    "metadata_pipeline",
+    "video_latent_pipeline",
+    "video_pipeline",
+]

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from shardkit.errors import ConfigError
+from shardkit.errors import ConfigError, DecodeError
 
 __all__ = ["Pipeline", "Sample", "Transform"]
 
@@ -49,6 +49,7 @@ class Pipeline:
             seed: the sample's own seed, 0 <= seed < 2**64.
 
         Raises:
+            DecodeError: a preset could not decode its field, which the message names.
             TypeError: a transform returned something else than a sample, samples, or None.
         """
         rng = np.random.Generator(np.random.PCG64(seed)) if any(self.takes_rng) else None
@@ -56,7 +57,10 @@ class Pipeline:
         for transform, takes_rng in zip(self.transforms, self.takes_rng, strict=True):
             results: list[Sample] = []
             for item in samples:
-                result = transform(item, rng=rng) if takes_rng else transform(item)
+                try:
+                    result = transform(item, rng=rng) if takes_rng else transform(item)
+                except DecodeError as error:
+                    raise DecodeError(f"{_label(transform)}: {error}") from error
                 if type(result) is dict:
                     results.append(result)
                 else:
@@ -138,6 +142,12 @@ def _decoded_by_head(transforms: Iterable[Transform]) -> tuple[str, ...]:
             break
         names.extend(decodes)
     return tuple(dict.fromkeys(names))
+
+
+def _label(transform: Transform) -> str:
+    """Name a preset and its fields, which are exts more often than not."""
+    fields = getattr(transform, "fields", None)
+    return type(transform).__name__ + (f" of {fields!r}" if fields else "")
 
 
 def _name(transform: Transform) -> str:

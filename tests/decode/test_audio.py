@@ -63,7 +63,8 @@ def test_a_stretch_is_cut_out_of_the_whole(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["wav-int16", "mp3", "m4a", "flac"])
 def test_less_than_was_asked_is_an_error_unless_allowed(kind: str) -> None:
     data = FILES[kind][0]
-    with pytest.raises(DecodeError, match=r"3\.000 s from 1\.000 s on were asked for, but only 0\.5"):
+    asked = r"3\.000 s from 1\.000 s on were asked for, but only 0\.5"
+    with pytest.raises(DecodeError, match=asked):
         decode_audio(data, start=1.0, duration=3.0)
     shorter = decode_audio(data, start=1.0, duration=3.0, allow_shorter=True)
     assert shorter.samples.shape[1] == pytest.approx(24_000, abs=1100)
@@ -168,9 +169,8 @@ def test_sound_is_in_step_with_the_frames_of_a_clip(container, codec, rate, extr
     flashes = (13, 37, 61, 88)
     frames[list(flashes)] = 255
     sound = media.clicks(4.0, rate, tuple(n / 25 for n in flashes), num_channels=2)
-    data = media.video(
-        100, 25, container=container, frames=frames, sound=sound, rate=rate, sound_codec=codec, **extra
-    )
+    track = {"sound": sound, "rate": rate, "sound_codec": codec}
+    data = media.video(100, 25, container=container, frames=frames, **track, **extra)
     video = Video(data)
     for start in (0.0, 0.4, 1.3, 2.28):
         clip = video.clip(30, start=start)
@@ -211,6 +211,7 @@ def test_without_soundfile_and_torch_everything_is_decoded_all_the_same() -> Non
         "assert audio.samples.shape == (2, 72000), audio.samples.shape\n"
     )
     data = FILES["wav-int16"][0]
-    done = subprocess.run([sys.executable, "-c", code], input=data, capture_output=True, check=False)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, input=data, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()
     assert io.BytesIO(data).read(4) == b"RIFF"

@@ -131,6 +131,10 @@ def test_raw_members_are_left_to_the_transforms() -> None:
     assert decoders.takes_source("mp3")
     assert decoders.takes_source("mp4")
     assert decoders.takes_source("clip.MOV")
+    column = Decoders("auto", raw=("Photo", "film"))
+    assert column.for_ext("jpg", "Photo") is None
+    assert column.for_ext("jpg", "other") is not None
+    assert column.takes_source("mov", "film")
     named = Decoders({"jpg": shout}, raw=("jpg",))
     assert named.for_ext("jpg")(b"a") == "A"
 
