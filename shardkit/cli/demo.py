@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from typing import Any, cast
 
 from shardkit.cli.demo_data import make_demo_data
 from shardkit.cli.echo import echo
@@ -78,13 +79,13 @@ def _train(out: str) -> None:
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 16))
     optimizer = torch.optim.SGD(network.parameters(), lr=0.05)
     dataset = ShardDataset(out, shuffle="buffer", members=["jpg", "png"], transforms=[picture])
-    loader = torch.utils.data.DataLoader(dataset, batch_size=8)
+    loader: Any = torch.utils.data.DataLoader(cast("Any", dataset), batch_size=8)
     for epoch in range(2):
         start, seen, losses = time.monotonic(), 0, []
         for batch in loader:
             loss = torch.nn.functional.cross_entropy(network(batch["picture"]), batch["label"])
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             seen += len(batch["key"])
             losses.append(float(loss.detach()))

@@ -63,7 +63,7 @@ def _member_lines(dataset: PackedDataset) -> list[str]:
                 for layout in layouts
                 if ext in layout.starts
             ]
-            or [np.zeros(0)]
+            or [np.zeros(0, dtype=np.int64)]
         )
         text = "none in the shards looked at"
         if len(sizes):

@@ -15,6 +15,7 @@ from shardkit.cli.arguments import (
 )
 from shardkit.cli.echo import echo, echo_error
 from shardkit.cli.progress import progress_bar
+from shardkit.errors import ConfigError
 from shardkit.format.sizes import show_size
 from shardkit.pack import open_for_pack, repair_shards, verify
 from shardkit.pack.executors import LocalExecutor
@@ -54,9 +55,11 @@ def run(args: argparse.Namespace) -> int:
     if report.ok:
         echo(f"{report.url}: every byte is right ({what})")
         return 0
-    echo_error(f"{report.url}: {len(report.bad_shards)} of its shards are wrong ({what})")
+    echo_error(f"{report.url}: {len(report.problems):,} problems ({what})")
     if args.repair is None:
         return 1
+    if not report.bad_shards or report.is_lone_tars:
+        raise ConfigError("there is no shard of a packed dataset to repair; pack anew")
     index, output = open_for_pack(
         args.repair, report.url, storage_options=options, **index_arguments(args)
     )

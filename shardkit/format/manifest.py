@@ -224,8 +224,11 @@ class Manifest:
                 f"{self.shards_xxh3:016x}): copy the dataset again, or pack again"
             )
         table = ShardTable.decode(data)
-        if (len(table), int(table.samples.sum())) != (self.num_shards, self.num_samples):
+        counts = (len(table), int(table.samples.sum()), int(table.num_bytes.sum()))
+        if counts != (self.num_shards, self.num_samples, self.num_bytes):
             raise CorruptError(f"{url} has other counts than its manifest; pack again")
+        if fingerprint(table.tar_xxh3) != self.fingerprint:
+            raise CorruptError(f"{url} has another fingerprint than its manifest; pack again")
         return table
 
 

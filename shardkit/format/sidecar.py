@@ -9,7 +9,7 @@ Parquet footer holds a ``ShardRecord``, so that a shard's three files describe e
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -117,7 +117,7 @@ def decode_offsets(data: bytes, name: str = "idx") -> npt.NDArray[np.int64]:
     return offsets
 
 
-def check_metadata_names(names: Sequence[str], exts: Sequence[str]) -> None:
+def check_metadata_names(names: Sequence[str], exts: Collection[str | None]) -> None:
     """Refuse metadata columns that would hide a member or the key of a sample.
 
     Raises:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -106,6 +105,6 @@ def open_for_pack(
 ) -> tuple[Index, Output]:
     """Open the index and the folder of a pack; ``choices`` are ``open_index``'s."""
     store = open_store(storage_options)
-    output = Output(out, store, tempfile.gettempdir())
+    output = Output(out, store)
     check_writable(output)
     return open_index(source, store=store, **choices), output

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from shardkit.errors import CorruptError
-from shardkit.format.keys import split_name
+from shardkit.format.keys import split_name, tar_name
 from shardkit.format.sidecar import ShardRecord
-from shardkit.format.tar import BLOCK, END_OF_TAR, checksum, padded, walk_members
+from shardkit.format.tar import BLOCK, END_OF_TAR, checksum, member_header, padded, walk_members
 from shardkit.index.shards import ShardLayout
 
 __all__ = ["Problem", "check_lone_tar", "check_shard"]
@@ -23,15 +24,15 @@ __all__ = ["Problem", "check_lone_tar", "check_shard"]
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong, and where."""
+    """One thing that is wrong, and where: in a sample of a shard, in a shard, or in all of it."""
 
-    shard: str
+    shard: str | None
     key: str | None
     text: str
 
     def __str__(self) -> str:
-        where = self.shard if self.key is None else f"{self.shard}: key {self.key!r}"
-        return f"{where}: {self.text}"
+        where = [self.shard, None if self.key is None else f"key {self.key!r}", self.text]
+        return ": ".join(part for part in where if part is not None)
 
 
 def check_shard(
@@ -49,16 +50,18 @@ def check_shard(
         layout: of the sidecar, all members included.
     """
     name = record.name
+    if not record.samples == len(layout) == len(offsets) - 1:
+        text = (
+            f"the shard table counts {record.samples} samples, the sidecar {len(layout)}, the idx "
+            f"{len(offsets) - 1}"
+        )
+        yield Problem(name, None, text)
+        return
+    right = len(tar) == record.num_bytes and checksum(tar) == record.tar_xxh3
+    if right and is_sound(tar, offsets, layout):
+        return
     if len(tar) != record.num_bytes:
         yield Problem(name, None, f"it has {len(tar):,} bytes instead of {record.num_bytes:,}")
-    if not record.samples == len(layout) == len(offsets) - 1:
-        yield Problem(
-            name,
-            None,
-            f"the shard table counts {record.samples} samples, the sidecar {len(layout)}, the idx "
-            f"{len(offsets) - 1}",
-        )
-        return
     if bytes(tar[int(offsets[-1]) :]) != END_OF_TAR:
         yield Problem(name, None, "it does not end with the end-of-tar blocks where it should")
     if offsets[0] != 0:
@@ -67,10 +70,59 @@ def check_shard(
     for problem in _check_samples(tar, name, offsets, layout):
         found = True
         yield problem
-    if not found and len(tar) == record.num_bytes and checksum(tar) != record.tar_xxh3:
-        yield Problem(
-            name, None, "its checksum is not the shard table's, though every member is right"
+    if not found and len(tar) == record.num_bytes:
+        text = (
+            "its headers or padding are not what was packed, though every member is right"
+            if not right
+            else "its idx or sidecar don't describe it, though every member is right"
         )
+        yield Problem(name, None, text)
+
+
+def is_sound(tar: memoryview, offsets: npt.NDArray[np.int64], layout: ShardLayout) -> bool:
+    """Whether a tar is exactly the headers and data that ``.idx`` and sidecar describe.
+
+    Says only yes or no, so that it costs little more than the checksums themselves: the members
+    in the order of the tar must leave no gap, and every header must be the one that the dialect
+    makes of name, size and checksum.
+    """
+    if not len(layout):
+        return offsets.tolist() == [0] and bytes(tar) == END_OF_TAR
+    exts = list(layout.starts)
+    keys = layout.keys.tolist()
+    rows, starts, stops, sums, kinds = _members_in_order(layout)
+    ends = starts + (stops - starts + BLOCK - 1) // BLOCK * BLOCK
+    if not np.array_equal(starts - BLOCK, np.concatenate(([0], ends))[:-1]):
+        return False
+    firsts = np.flatnonzero(np.diff(rows, prepend=-1))
+    if not np.array_equal(rows[firsts], np.arange(len(keys))):
+        return False
+    if not np.array_equal(offsets, np.append(starts[firsts] - BLOCK, ends[-1:])):
+        return False
+    if bytes(tar[int(offsets[-1]) :]) != END_OF_TAR:
+        return False
+    members = zip(
+        rows.tolist(), starts.tolist(), stops.tolist(), sums.tolist(), kinds.tolist(), strict=True
+    )
+    for row, start, stop, digest, kind in members:
+        header = member_header(tar_name(keys[row], exts[kind]), stop - start, digest)
+        if tar[start - BLOCK : start] != header or checksum(tar[start:stop]) != digest:
+            return False
+    return True
+
+
+def _members_in_order(layout: ShardLayout) -> tuple[npt.NDArray[Any], ...]:
+    """All members by where they lie: sample, start, stop, checksum, number of the ext."""
+    parts = []
+    for number, (ext, all_starts) in enumerate(layout.starts.items()):
+        rows = np.flatnonzero(all_starts >= 0)
+        columns = (layout.stops[ext], layout.checksums[ext])
+        parts.append(
+            (rows, all_starts[rows], *(c[rows] for c in columns), np.full(len(rows), number))
+        )
+    joined = [np.concatenate(column) for column in zip(*parts, strict=True)]
+    order = np.argsort(joined[1], kind="stable")
+    return tuple(column[order] for column in joined)
 
 
 def check_lone_tar(tar: memoryview, name: str) -> tuple[int, list[Problem]]:
@@ -84,9 +136,12 @@ def check_lone_tar(tar: memoryview, name: str) -> tuple[int, list[Problem]]:
             end = member.start + padded(member.size)
             if member.checksum is None:
                 num_unmarked += 1
-            elif checksum(tar[member.start : member.start + member.size]) != member.checksum:
-                key, ext = split_name(member.name)
+            key, ext = split_name(member.name)
+            stop = member.start + member.size
+            if member.checksum not in (None, checksum(tar[member.start : stop])):
                 problems.append(Problem(name, key, f"the data of {ext!r} fails its checksum"))
+            if any(tar[stop:end]):
+                problems.append(Problem(name, key, f"the padding after {ext!r} is not zeros"))
     except CorruptError as error:
         problems.append(Problem(name, None, str(error)))
     else:
@@ -140,12 +195,15 @@ def _check_sample(
                 yield f"the tar has a member {member.name!r} that the sidecar does not know"
                 continue
             seen.add(ext)
-            if (member.start, member.start + member.size) != place[:2]:
+            stop_of_data = member.start + member.size
+            if (member.start, stop_of_data) != place[:2]:
                 yield (
                     f"{ext!r} lies at {member.start:,}+{member.size:,}, the sidecar says "
                     f"{place[0]:,}+{place[1] - place[0]:,}"
                 )
-            digest = checksum(tar[member.start : member.start + member.size])
+            digest = checksum(tar[member.start : stop_of_data])
+            if any(tar[stop_of_data : member.start + padded(member.size)]):
+                yield f"the padding after {ext!r} is not zeros"
             if digest != place[2] or digest != member.checksum:
                 yield (
                     f"the data of {ext!r} at offset {member.start:,} has xxh3 {digest:016x}; its "

@@ -10,13 +10,13 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import shutil
+import secrets
 import tempfile
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from shardkit.errors import ConfigError, NotFoundError, StoreError
+from shardkit.storage.boundary import map_os_errors
 from shardkit.storage.store import Store, is_local, local_path
 
 __all__ = ["PLAN_NAME", "WORK_FOLDER", "Output"]
@@ -29,8 +29,8 @@ PLAN_NAME = f"{WORK_FOLDER}/plan.json"
 class Output:
     """A folder to pack into; picklable, so that every worker has one.
 
-    ``scratch`` is where a remote shard is written before its upload: room for one shard per
-    worker is needed there.
+    ``scratch`` is where a remote shard is written before its upload (by default below the
+    system's folder for temporary files): room for one shard per worker is needed there.
     """
 
     url: str
@@ -38,7 +38,8 @@ class Output:
     scratch: str = ""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "url", self.url.rstrip("/") or "/")
+        url = local_path(self.url) if is_local(self.url) else self.url
+        object.__setattr__(self, "url", url.rstrip("/") or "/")
 
     @property
     def is_local(self) -> bool:
@@ -62,7 +63,7 @@ class Output:
             self.store.put(self.at(name), data)
             return
         with self.temporary() as path:
-            with open(path, "wb") as file:
+            with map_os_errors("write", self.at(name)), open(path, "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -70,18 +71,14 @@ class Output:
 
     @contextlib.contextmanager
     def temporary(self) -> Iterator[str]:
-        """A path, locked until the block ends, for a file that will be published or dropped."""
-        folder = os.path.join(local_path(self.url), WORK_FOLDER) if self.is_local else self._scratch
-        os.makedirs(folder, exist_ok=True)
-        path = os.path.join(folder, f"{uuid.uuid4().hex}.tmp")
-        lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        """Yield the path of a new file, locked until the block ends, to be published or dropped."""
+        with map_os_errors("write", self.url):
+            path, lock = _locked_file(self._work_folder)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
             yield path
         finally:
-            for left in (path, f"{path}.lock"):
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(left)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
             os.close(lock)
 
     def publish(self, path: str, name: str) -> None:
@@ -89,19 +86,16 @@ class Output:
         if not self.is_local:
             self.store.put_file(self.at(name), path)
             return
-        target = local_path(self.at(name))
-        os.makedirs(os.path.dirname(target), exist_ok=True)
-        os.replace(path, target)
-        _sync_folder(os.path.dirname(target))
+        with map_os_errors("write", self.at(name)):
+            target = local_path(self.at(name))
+            os.replace(path, target)
+            _sync_folder(os.path.dirname(target))
 
     def files(self) -> dict[str, int]:
         """Names and sizes of what lies in the folder, our own work folder left out."""
         prefix = f"{self.url}/"
         try:
-            found = {
-                info.url.removeprefix("file://").removeprefix(prefix): info.size
-                for info in self.store.list(prefix)
-            }
+            found = {info.url.removeprefix(prefix): info.size for info in self.store.list(prefix)}
         except NotFoundError:
             return {}
         return {
@@ -110,26 +104,24 @@ class Output:
 
     def sweep(self) -> None:
         """Remove temporaries whose writers are dead."""
-        if not self.is_local:
-            return  # remote temporaries live in a scratch folder that ends with its run
-        folder = os.path.join(local_path(self.url), WORK_FOLDER)
+        folder = self._work_folder
         for name in os.listdir(folder) if os.path.isdir(folder) else ():
-            if name.endswith(".tmp.lock") and _unlocked(os.path.join(folder, name)):
-                for left in (name.removesuffix(".lock"), name):
-                    with contextlib.suppress(FileNotFoundError):
-                        os.unlink(os.path.join(folder, left))
+            if name.endswith(".tmp"):
+                _remove_if_unlocked(os.path.join(folder, name))
 
     def finish(self) -> None:
         """Remove the plan and the work folder: the manifest is published, nothing is pending."""
-        if self.is_local:
-            shutil.rmtree(os.path.join(local_path(self.url), WORK_FOLDER), ignore_errors=True)
-            return
-        with contextlib.suppress(NotFoundError):
-            self.store.delete(self.at(PLAN_NAME))
+        self.sweep()
+        self.store.delete(self.at(PLAN_NAME))
+        with contextlib.suppress(OSError):  # another run of the same pack is still in it, or ended
+            os.rmdir(self._work_folder)
 
     @property
-    def _scratch(self) -> str:
-        return self.scratch or tempfile.gettempdir()
+    def _work_folder(self) -> str:
+        if self.is_local:
+            return os.path.join(local_path(self.url), WORK_FOLDER)
+        below = self.scratch or os.path.join(tempfile.gettempdir(), f"shardkit-{os.getuid()}")
+        return os.path.join(below, "pack")
 
 
 def check_writable(output: Output) -> None:
@@ -141,28 +133,44 @@ def check_writable(output: Output) -> None:
     """
     if not output.is_local:
         return
-    path = local_path(output.url)
-    if os.path.exists(path) and not os.path.isdir(path):
-        raise ConfigError(f"{path} is a file, not a folder to pack into; name another folder")
-    try:
-        os.makedirs(path, exist_ok=True)
-    except OSError as error:
-        raise StoreError(f"can't make the folder {path}: {error.strerror}") from error
+    path = os.path.abspath(output.url)
+    while not os.path.lexists(path):
+        path = os.path.dirname(path)
+    if not os.path.isdir(path):
+        raise ConfigError(
+            f"can't pack into {output.url}: {path} is a file, not a folder; name another folder"
+        )
     if not os.access(path, os.W_OK | os.X_OK):
-        raise StoreError(f"can't write into {path}: no permission; name another folder")
+        raise StoreError(
+            f"can't pack into {output.url}: no permission to write into {path}; name another folder"
+        )
 
 
-def _unlocked(path: str) -> bool:
+def _locked_file(folder: str) -> tuple[str, int]:
+    """Make a file and hold its lock; again, if a sweep took it before the lock was ours."""
+    while True:
+        os.makedirs(folder, exist_ok=True)
+        path = os.path.join(folder, f"{secrets.token_hex(16)}.tmp")
+        try:
+            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        except FileNotFoundError:  # another run ended and took the folder away
+            continue
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if os.path.exists(path):
+            return path, lock
+        os.close(lock)
+
+
+def _remove_if_unlocked(path: str) -> None:
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
-        return False
+        return
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    else:
-        return True
+        os.unlink(path)
+    except (BlockingIOError, FileNotFoundError):
+        pass  # its writer lives, or has just published it
     finally:
         os.close(fd)
 

@@ -20,10 +20,13 @@ from xxhash import xxh3_128_hexdigest
 from shardkit.errors import ConfigError, CorruptError, IndexDataError, StoreError
 from shardkit.format.manifest import Manifest, ShardTable
 from shardkit.format.metadata import json_rows
+from shardkit.format.sidecar import check_metadata_names
 from shardkit.format.sizes import parse_size
 from shardkit.format.tar import BLOCK, END_OF_TAR, padded
 from shardkit.index.index import Index
 from shardkit.index.rows import MemberColumn, Rows
+from shardkit.order.hashing import make_key
+from shardkit.order.permutation import Permutation
 from shardkit.storage.protocol import Store
 
 __all__ = ["DEFAULT_SHARD_SIZE", "PackOptions", "Plan", "json_metadata", "make_plan"]
@@ -188,6 +191,7 @@ def make_plan(index: Index, options: PackOptions, store: Store) -> Plan:
     sample = list(_sample(index, options.seed))
     exts = _exts(sample)
     metadata_ext, json_columns = json_metadata(index, exts, options.metadata_member)
+    check_metadata_names(index.metadata_columns, [*exts, metadata_ext])
     rows_per_shard, starts = _boundaries(index, options, store, sample, json_columns)
     return Plan(
         index=index.fingerprint,
@@ -219,14 +223,17 @@ def json_metadata(
 def _sample(index: Index, seed: int) -> Iterator[Rows]:
     """Up to ``_SAMPLE_ROWS`` rows from a few row groups, the same ones for the same seed."""
     groups = np.flatnonzero(index.counts)
-    if len(groups) > _SAMPLE_GROUPS:
-        picks = np.linspace(seed % 7, len(groups) - 1, _SAMPLE_GROUPS).astype(int)
-        groups = groups[np.unique(picks)]
-    per_group = _SAMPLE_ROWS // len(groups)
+    groups = groups[_picked(len(groups), _SAMPLE_GROUPS, seed)]
     for group in groups.tolist():
-        count = int(index.counts[group])
-        rows = np.unique(np.linspace(0, count - 1, min(per_group, count)).astype(np.int64))
-        yield index.take(group, rows)
+        yield index.take(
+            group, _picked(int(index.counts[group]), _SAMPLE_ROWS // len(groups), seed)
+        )
+
+
+def _picked(size: int, num_picked: int, seed: int) -> npt.NDArray[np.int64]:
+    """At most ``num_picked`` numbers below ``size``, in rising order."""
+    numbers = np.arange(min(size, num_picked), dtype=np.int64)
+    return np.sort(Permutation(size, make_key("pack-sample", seed))(numbers))
 
 
 def _exts(sample: Sequence[Rows]) -> tuple[str, ...]:
@@ -253,24 +260,22 @@ def _boundaries(
     if options.samples_per_shard is not None:
         return options.samples_per_shard, ()
     shard_size = int(options.shard_size) - len(END_OF_TAR)
-    json_bytes = _mean_json_bytes(sample, json_columns)
     if options.shuffle == "none" and all(_sizes_known(rows) for rows in sample):
-        return None, tuple(_exact_starts(index, shard_size, json_bytes))
+        return None, tuple(_exact_starts(index, shard_size, json_columns))
+    json_bytes = np.mean(np.concatenate([_json_sizes(rows, json_columns) for rows in sample]))
     sizes = _sampled_sizes(sample, store)
     return max(1, int(shard_size // (np.mean(sizes) + json_bytes))), ()
 
 
-def _exact_starts(index: Index, shard_size: int, json_bytes: float) -> Iterator[int]:
+def _exact_starts(index: Index, shard_size: int, json_columns: Sequence[str]) -> Iterator[int]:
     """First rows of shards that are as full as can be without passing ``shard_size``."""
     yield 0
-    row, room = 0, float(shard_size)
-    for group in range(len(index.counts)):
-        if not index.counts[group]:
-            continue
-        for size in (_row_sizes(index.read(group)) + json_bytes).tolist():
+    row, room = 0, shard_size
+    for rows in index.batches():
+        for size in (_row_sizes(rows) + _json_sizes(rows, json_columns)).tolist():
             if size > room and room < shard_size:
                 yield row
-                room = float(shard_size)
+                room = shard_size
             room -= size
             row += 1
 
@@ -283,12 +288,20 @@ def _sizes_known(rows: Rows) -> bool:
     )
 
 
-def _row_sizes(rows: Rows) -> npt.NDArray[np.float64]:
+def _row_sizes(rows: Rows) -> npt.NDArray[np.int64]:
     """Bytes that each row's members take in a tar, their headers included; sizes are known."""
-    total = np.zeros(len(rows))
+    total = np.zeros(len(rows), dtype=np.int64)
     for column in rows.members:
         total += [_tar_bytes(_size(column, row)) for row in range(len(rows))]
     return total
+
+
+def _json_sizes(rows: Rows, columns: Sequence[str]) -> npt.NDArray[np.int64]:
+    """Bytes that each row's metadata member takes in a tar."""
+    if not columns:
+        return np.zeros(len(rows), dtype=np.int64)
+    jsons = json_rows(rows.metadata.select(list(columns)))
+    return np.array([_tar_bytes(len(data)) for data in jsons], dtype=np.int64)
 
 
 def _size(column: MemberColumn, row: int) -> int | None:
@@ -330,14 +343,3 @@ def _sampled_sizes(sample: Sequence[Rows], store: Store) -> list[int]:
             "the columns that hold files (--files) and what relative paths start from"
         ) from (errors[0] if errors else None)
     return sizes
-
-
-def _mean_json_bytes(sample: Sequence[Rows], columns: Sequence[str]) -> float:
-    if not columns:
-        return 0.0
-    sizes = [
-        BLOCK + padded(len(data))
-        for rows in sample
-        for data in json_rows(rows.metadata.select(list(columns)))
-    ]
-    return float(np.mean(sizes))

@@ -30,7 +30,7 @@ from shardkit.storage.urls import is_local, local_path
 __all__ = ["Held", "RowError", "SourceBrokeError", "Stream", "held_members", "marked"]
 
 _NUM_THREADS = 32  # requests under way per worker; a bucket serves ~50 small objects/s to each
-_HELD_BYTES = 4 << 20  # of one fetched member: twice as many of them as threads stay in 256 MB
+_HELD_BYTES = 2 << 20  # of one fetched member: twice as many of them as threads stay in 128 MB
 
 Kind = Literal["missing", "empty", "unreadable", "corrupt", "too_large", "no_members"]
 
@@ -131,7 +131,11 @@ def _near(column: MemberColumn, store: Store) -> Iterator[Held]:
 
 
 def _far(rows: Rows, store: Store) -> Iterator[tuple[Held, ...]]:
-    """Members behind URLs, several requests under way at once."""
+    """Members behind URLs, several requests under way at once.
+
+    Not by ``fetch_in_order``, which gives whole objects: here nobody may know how large they are,
+    so each request holds a first part of its object and hands the open stream on.
+    """
     with ThreadPoolExecutor(_NUM_THREADS, "shardkit-pack") as pool:
         under_way: deque[list[Future[Held]]] = deque()
         num_under_way = 0

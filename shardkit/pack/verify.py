@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import IO
 
 import pyarrow as pa
 
@@ -21,6 +22,7 @@ from shardkit.pack.executors import Executor, Report, nothing
 from shardkit.pack.output import Output
 from shardkit.pack.plan import Plan
 from shardkit.pack.write import ShardTask
+from shardkit.storage.boundary import map_os_errors
 from shardkit.storage.protocol import Store
 from shardkit.storage.urls import is_local, local_path
 
@@ -36,18 +38,17 @@ class VerifyReport:
     num_samples: int
     num_bytes: int
     problems: tuple[Problem, ...] = field(default=())
-    repaired: tuple[str, ...] = field(default=())
-    """Names of shards that were made again."""
+    is_lone_tars: bool = False
 
     @property
     def ok(self) -> bool:
-        """Whether everything is right (now)."""
+        """Whether everything is right."""
         return not self.problems
 
     @property
     def bad_shards(self) -> list[str]:
         """Names of the shards with a problem, each once."""
-        return sorted({problem.shard for problem in self.problems})
+        return sorted({problem.shard for problem in self.problems if problem.shard is not None})
 
 
 @dataclass(frozen=True)
@@ -74,13 +75,13 @@ def verify_dataset(
         try:
             open_index(dataset.url, store=store).check_keys()
         except ValueError as error:
-            problems.append(Problem(dataset.url, None, str(error)))
+            problems.append(Problem(None, None, str(error)))
     return VerifyReport(
         url=dataset.url,
         num_shards=len(dataset.shards),
         num_samples=dataset.manifest.num_samples,
         num_bytes=dataset.manifest.num_bytes,
-        problems=tuple(sorted(problems, key=lambda p: (p.shard, p.key or ""))),
+        problems=_in_order(problems),
     )
 
 
@@ -95,18 +96,20 @@ def verify_tars(
         num_shards=len(urls),
         num_samples=sum(result.num_samples for result in results),
         num_bytes=sum(result.num_bytes for result in results),
-        problems=tuple(sorted(problems, key=lambda p: (p.shard, p.key or ""))),
+        problems=_in_order(problems),
+        is_lone_tars=True,
     )
 
 
 def repair_shards(
     index: Index, output: Output, names: Sequence[str], executor: Executor, report: Report = nothing
 ) -> list[str]:
-    """Make the named shards again from the index; returns those whose bytes are right now.
+    """Make the named shards again from the index, byte for byte; returns their names.
 
     Raises:
         ConfigError: the index is not the one that was packed.
-        CorruptError: a shard came out otherwise: source files have changed since.
+        CorruptError: a shard came out otherwise, so that it was left as it is: source files have
+            changed since.
     """
     dataset = PackedDataset.open(output.url, output.store)
     plan = Plan.from_manifest(dataset.manifest, dataset.shards)
@@ -115,19 +118,16 @@ def repair_shards(
             f"{output.url} was packed from another index (or this one has changed since): repair "
             "needs the same index and the same --key, --files, --inline, --meta and --where"
         )
-    numbers = {dataset.shards.name(shard): shard for shard in range(len(dataset.shards))}
-    todo = [numbers[name] for name in names]
-    changed = [
-        record.name
-        for record in executor.run(ShardTask(index, plan, output), todo, report)
-        if record.tar_xxh3 != int(dataset.shards.tar_xxh3[numbers[record.name]])
-    ]
-    if changed:
-        raise CorruptError(
-            f"{changed} came out with other bytes than were packed first: files that the index "
-            "names have changed since; pack the index anew"
-        )
-    return sorted(names)
+    records = [shard_record(dataset, shard) for shard in range(len(dataset.shards))]
+    wanted = {shard: record for shard, record in enumerate(records) if record.name in set(names)}
+    task = ShardTask(index, plan, output, expected=wanted)
+    made = [record.name for record in executor.run(task, wanted, report)]
+    output.finish()
+    return sorted(made)
+
+
+def _in_order(problems: Sequence[Problem]) -> tuple[Problem, ...]:
+    return tuple(sorted(problems, key=lambda p: (p.shard or "", p.key or "")))
 
 
 @dataclass(frozen=True)
@@ -191,34 +191,27 @@ def shard_record(dataset: PackedDataset, shard: int) -> ShardRecord:
 def _mapped(url: str, store: Store) -> Iterator[memoryview]:
     """A whole file as memory: a local one in place, a remote one through a temporary."""
     if is_local(url):
-        with _map_file(local_path(url), url) as view:
-            yield view
+        with contextlib.ExitStack() as stack:
+            with map_os_errors("read", url):
+                file = stack.enter_context(open(local_path(url), "rb"))
+            yield stack.enter_context(_mapped_file(file))
         return
-    with tempfile.NamedTemporaryFile(prefix="shardkit-verify-") as file:
+    with tempfile.TemporaryFile() as copy:
         for chunk in store.get_chunks(url):
-            file.write(chunk)
-        file.flush()
-        with _map_file(file.name, url) as view:
+            with map_os_errors("write", f"a copy of {url} in {tempfile.gettempdir()}"):
+                copy.write(chunk)
+        copy.flush()
+        with _mapped_file(copy) as view:
             yield view
 
 
 @contextlib.contextmanager
-def _map_file(path: str, url: str) -> Iterator[memoryview]:
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError as error:
-        raise NotFoundError(f"{url} does not exist") from error
-    try:
-        size = os.fstat(fd).st_size
-        if size == 0:
-            yield memoryview(b"")
-            return
-        with mmap.mmap(fd, size, access=mmap.ACCESS_READ) as mapped:
-            mapped.madvise(mmap.MADV_SEQUENTIAL)
-            view = memoryview(mapped)
-            try:
-                yield view
-            finally:
-                view.release()
-    finally:
-        os.close(fd)
+def _mapped_file(file: IO[bytes]) -> Iterator[memoryview]:
+    size = os.fstat(file.fileno()).st_size
+    if size == 0:
+        yield memoryview(b"")
+        return
+    with mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) as mapped:
+        mapped.madvise(mmap.MADV_SEQUENTIAL)
+        with memoryview(mapped) as view:
+            yield view

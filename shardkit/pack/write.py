@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
@@ -31,6 +31,9 @@ class ShardTask:
     index: Index
     plan: Plan
     output: Output
+    expected: Mapping[int, ShardRecord] | None = None
+    """For a repair: what the shard table says of the shards; one that comes out otherwise is not
+    published."""
 
     def __call__(self, item: int, report: Report) -> ShardRecord:
         """Write and publish one shard; returns what the shard table says of it."""
@@ -42,7 +45,18 @@ class ShardTask:
                 before = tar.size
                 body.add(rows)
                 report(len(rows), tar.size - before)
-            return self._publish(name, stop - start, path, tar, body)
+            offsets = encode_offsets([*body.offsets, tar.size])
+            record = self._record(item, tar.finish(), offsets, body)
+            sidecar = encode_sidecar(
+                body.keys, body.members, body.metadata(), record, self.plan.identity
+            )
+            record = replace(record, sidecar_xxh3=checksum(sidecar))
+            if self.expected is not None:
+                _check_same(record, self.expected[item])
+            self.output.publish(path, name)
+            self.output.write(idx_name(name), offsets)
+            self.output.write(sidecar_name(name), sidecar)  # last: with it, the shard is finished
+            return record
 
     def _rows(self, start: int, stop: int) -> Iterator[Rows]:
         options = self.plan.options
@@ -50,28 +64,33 @@ class ShardTask:
             return rows_shuffled(self.index, options.seed, start, stop)
         return rows_in_order(self.index, start, stop)
 
-    def _publish(
-        self, name: str, num_rows: int, path: str, tar: TarWriter, body: ShardBody
+    def _record(
+        self, item: int, tar: tuple[int, int], offsets: bytes, body: ShardBody
     ) -> ShardRecord:
-        offsets = encode_offsets([*body.offsets, tar.size])
-        size, digest = tar.finish()
-        record = ShardRecord(
-            name=name,
-            rows=num_rows,
+        start, stop = self.plan.rows(item)
+        return ShardRecord(
+            name=self.plan.shard_name(item),
+            rows=stop - start,
             samples=len(body.keys),
-            num_bytes=size,
-            tar_xxh3=digest,
+            num_bytes=tar[0],
+            tar_xxh3=tar[1],
             idx_xxh3=checksum(offsets),
             members={ext: len(placed) for ext, placed in sorted(body.members.items())},
             failures=tuple(body.failures),
         )
-        sidecar = encode_sidecar(
-            body.keys, body.members, body.metadata(), record, self.plan.identity
+
+
+def _check_same(made: ShardRecord, expected: ShardRecord) -> None:
+    if made.tar_xxh3 != expected.tar_xxh3:
+        raise CorruptError(
+            f"{made.name} came out with other bytes than were packed first, and was left as it is: "
+            "files that the index names have changed since; pack the index anew"
         )
-        self.output.publish(path, name)
-        self.output.write(idx_name(name), offsets)
-        self.output.write(sidecar_name(name), sidecar)  # last: with it, the shard is finished
-        return replace(record, sidecar_xxh3=checksum(sidecar))
+    if (made.idx_xxh3, made.sidecar_xxh3) != (expected.idx_xxh3, expected.sidecar_xxh3):
+        raise CorruptError(
+            f"{made.name} came out right but its sidecar did not, and both were left as they are: "
+            f"another pyarrow than {pa.__version__} wrote it; repair with that one"
+        )
 
 
 def finished_shard(
