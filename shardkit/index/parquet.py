@@ -8,14 +8,14 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from xxhash import xxh3_128
+from xxhash import xxh3_64_intdigest, xxh3_128
 
 from shardkit.errors import CorruptError, IndexDataError, NotFoundError, ShardkitError
 from shardkit.index.groups import ROWS_PER_GROUP
@@ -41,11 +41,15 @@ _HASHED_WHOLE = 64 << 20  # local files up to this many bytes in all are hashed 
 
 @dataclass(frozen=True, slots=True)
 class ParquetFile:
-    """A file as it was when the index was opened; ``size`` -1 where it was not asked for."""
+    """A file as it was when the index was opened.
+
+    ``size`` is -1 where it was not asked for, ``footer_xxh3`` 0 where the footer was not read.
+    """
 
     url: str
     size: int
     version: str
+    footer_xxh3: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +114,9 @@ class ParquetGroups:
             )
         table = self._conform(table, columns, info.url)
         if table.num_rows != self.counts[group]:
-            raise IndexDataError(
-                f"{info.url} changed since the index was opened: {table.num_rows:,} rows where "
-                f"there were {self.counts[group]:,}; open the index again"
+            raise CorruptError(
+                f"{info.url} has {table.num_rows:,} rows where there should be "
+                f"{self.counts[group]:,}; it belongs to something else, or is damaged"
             )
         return table
 
@@ -174,12 +178,28 @@ class ParquetGroups:
                 self._footers.move_to_end(file)
                 return found
         info = self._files[file]
-        now, _ = _read_footer(self._store, info)
+        now = self._same_footer(info)
         with self._lock:
             self._footers[file] = now
             while len(self._footers) > _KEPT_FOOTERS:
                 self._footers.popitem(last=False)
         return now
+
+    def _same_footer(self, info: ParquetFile) -> pq.FileMetaData:
+        """Read a footer again, which must be the one that the groups were counted by."""
+        changed = (
+            f"{info.url} changed since the index was opened; open the index again (a run that goes "
+            "on needs the file as it was)"
+        )
+        try:
+            footer, tail = _read_footer(self._store, info)
+        except CorruptError as error:
+            if info.footer_xxh3:
+                raise IndexDataError(changed) from error
+            raise
+        if info.footer_xxh3 and xxh3_64_intdigest(tail) != info.footer_xxh3:
+            raise IndexDataError(changed)
+        return footer
 
 
 class RangeFile(io.RawIOBase):
@@ -251,7 +271,7 @@ def open_parquet(store: Store, infos: Sequence[ObjectInfo]) -> ParquetGroups:
     places: list[tuple[int, int, int]] = []
     hasher = xxh3_128()
 
-    def look(file: ParquetFile) -> tuple[pa.Schema, list[int], bytes]:
+    def look(file: ParquetFile) -> tuple[pa.Schema, list[int], bytes, ParquetFile]:
         footer, tail = _read_footer(store, file)
         rows = [footer.row_group(i).num_rows for i in range(footer.num_row_groups)]
         if whole:
@@ -259,10 +279,12 @@ def open_parquet(store: Store, infos: Sequence[ObjectInfo]) -> ParquetGroups:
         else:
             content = tail if is_local(file.url) else file.version.encode()
         mark = xxh3_128(content).digest() + file.size.to_bytes(8, "little")
-        return footer.schema.to_arrow_schema().remove_metadata(), rows, mark
+        schema = footer.schema.to_arrow_schema().remove_metadata()
+        return schema, rows, mark, replace(file, footer_xxh3=xxh3_64_intdigest(tail))
 
     with ThreadPoolExecutor(min(_THREADS, max(1, len(files))), "shardkit-footers") as pool:
-        for number, (schema, rows, mark) in enumerate(pool.map(look, files)):
+        for number, (schema, rows, mark, looked) in enumerate(pool.map(look, files)):
+            files[number] = looked
             if not schemas or schema != schemas[-1]:
                 schemas.append(schema)
             hasher.update(mark)

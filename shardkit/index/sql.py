@@ -55,10 +55,10 @@ def connect(scratch: Scratch, **tables: Batches) -> Iterator[duckdb.DuckDBPyConn
                 "temp_directory": spill,
                 "threads": 1,
                 "python_enable_replacements": False,
-                "enable_progress_bar": False,
             },
         )
         try:
+            connection.execute("SET enable_progress_bar = false").fetchall()
             connection.execute("SELECT setseed(0.5)").fetchall()
             for name, table in tables.items():
                 connection.register(name, table)

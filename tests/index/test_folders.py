@@ -76,7 +76,7 @@ def test_data_type_keeps_samples_that_have_such_a_file(tmp_path: Path) -> None:
     scratch = str(tmp_path / "s")
     assert all_keys(open_index(folder, data_type="image", scratch=scratch)) == ["1", "3"]
     assert all_keys(open_index(folder, data_type="video", scratch=scratch)) == ["4"]
-    with pytest.raises(IndexDataError, match="no samples .* member of type audio"):
+    with pytest.raises(IndexDataError, match=r"no samples .* member of type audio"):
         open_index(folder, data_type="audio", scratch=scratch)
     with pytest.raises(ConfigError, match=r"data_type='pictures': must be one of image"):
         open_index(folder, data_type="pictures", scratch=scratch)
@@ -105,7 +105,7 @@ def test_two_files_that_would_be_one_member_are_refused(tmp_path: Path) -> None:
 
 def test_names_full_of_dots_are_refused_before_they_fill_the_memory(tmp_path: Path) -> None:
     folder = fill(tmp_path / "d", *(f"frame.{i:05d}.jpg" for i in range(400)))
-    with pytest.raises(IndexDataError, match="more than 256 different exts"):
+    with pytest.raises(IndexDataError, match="more than 256"):
         open_index(folder, scratch=str(tmp_path / "s"))
 
 

@@ -101,7 +101,8 @@ def test_a_select_gives_the_same_rows_in_the_same_order_every_time(
     path: Path, tmp_path: Path
 ) -> None:
     """Ranks filter on their own: grouping, sampling and random numbers must agree."""
-    query = "SELECT * FROM dataframe WHERE random() < 0.5 USING SAMPLE reservoir(500 ROWS) REPEATABLE (3)"
+    sample = "USING SAMPLE reservoir(500 ROWS) REPEATABLE (3)"
+    query = f"SELECT * FROM dataframe WHERE random() < 0.5 {sample}"
     group = "SELECT any_value(id) AS id, any_value(url) AS url, label FROM dataframe GROUP BY label"
     for sql in (query, group):
         one = open_index(path, where=sql, scratch=str(tmp_path / "a"))
