@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import datetime
 import decimal
+import itertools
 import json
 import math
 import uuid
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 __all__ = ["json_rows", "jsonable"]
 
@@ -25,7 +27,9 @@ _encode = json.JSONEncoder(
 def json_rows(table: pa.Table) -> Iterator[bytes]:
     """Each row of ``table`` as one UTF-8 JSON object, columns in the table's order."""
     names = table.column_names
-    columns = [_column(table.column(i)) for i in range(len(names))]
+    columns = [
+        [value for chunk in column.chunks for value in _values(chunk)] for column in table.columns
+    ]
     for values in zip(*columns, strict=True):
         yield _encode(dict(zip(names, values, strict=True))).encode("utf-8", "surrogatepass")
 
@@ -57,36 +61,61 @@ def jsonable(value: Any) -> Any:
     return str(value)
 
 
-def _column(column: pa.ChunkedArray) -> list[Any]:
-    """The column as JSON values; the common types skip the look at each value."""
-    kind = column.type
-    if pa.types.is_map(kind):
-        rows = column.to_pylist()
-        return [None if row is None else {str(k): jsonable(v) for k, v in row} for row in rows]
-    if pa.types.is_timestamp(kind) or pa.types.is_time(kind) or pa.types.is_duration(kind):
-        return _temporal(column)
-    if _plain(kind):
-        if column.null_count == 0 and (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-            values: list[Any] = column.to_numpy().tolist()
+def _values(array: pa.Array) -> list[Any]:
+    """The values as JSON holds them, by their type: Python's own types lose nanoseconds."""
+    kind = array.type
+    if pa.types.is_dictionary(kind):
+        return _values(array.dictionary_decode())
+    if _is_plain(kind):
+        if array.null_count == 0 and pa.types.is_string(kind):
+            values: list[Any] = array.to_numpy(zero_copy_only=False).tolist()
             return values
-        return column.to_pylist()  # type: ignore[no-any-return]
-    return [jsonable(value) for value in column.to_pylist()]
+        return array.to_pylist()  # type: ignore[no-any-return]
+    if pa.types.is_temporal(kind):
+        return _temporal(array)
+    if pa.types.is_struct(kind):
+        return _structs(array)
+    if pa.types.is_map(kind):
+        entries = _values(
+            array.cast(pa.list_(pa.struct([("k", kind.key_type), ("v", kind.item_type)])))
+        )
+        return [
+            None if pairs is None else {str(pair["k"]): pair["v"] for pair in pairs}
+            for pairs in entries
+        ]
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        items = iter(_values(array.flatten()))
+        lengths = pc.list_value_length(array).to_pylist()
+        return [None if n is None else list(itertools.islice(items, n)) for n in lengths]
+    return [jsonable(value) for value in array.to_pylist()]
 
 
-def _plain(kind: pa.DataType) -> bool:
+def _is_plain(kind: pa.DataType) -> bool:
+    """Whether Python's values of the type are JSON's."""
     small_int = pa.types.is_integer(kind) and kind.bit_width <= 32
     text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
     return bool(small_int or text or pa.types.is_boolean(kind))
 
 
-def _temporal(column: pa.ChunkedArray) -> list[Any]:
-    """Nanoseconds have no Python type without loss, so Arrow writes times and timestamps itself."""
-    kind = column.type
+def _structs(array: pa.StructArray) -> list[Any]:
+    names = [child.name for child in array.type]
+    columns = [_values(child) for child in array.flatten()]
+    rows = [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+    if not names:
+        rows = [{} for _ in range(len(array))]
+    valid = array.is_valid().to_pylist()
+    return [row if there else None for row, there in zip(rows, valid, strict=True)]
+
+
+def _temporal(array: pa.Array) -> list[Any]:
+    kind = array.type
     if pa.types.is_duration(kind):
         seconds = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[kind.unit]
-        counts = column.cast(pa.int64()).to_pylist()
+        counts = array.cast(pa.int64()).to_pylist()
         return [None if n is None else n / seconds for n in counts]
-    texts = column.cast(pa.string()).to_pylist()
-    if pa.types.is_time(kind):
-        return texts  # type: ignore[no-any-return]
+    if pa.types.is_interval(kind):
+        return [jsonable(value) for value in array.to_pylist()]
+    if pa.types.is_timestamp(kind) and kind.tz is not None:
+        array = array.cast(pa.timestamp(kind.unit, "UTC"))
+    texts = array.cast(pa.string()).to_pylist()
     return [None if text is None else text.replace(" ", "T", 1) for text in texts]
