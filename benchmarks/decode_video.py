@@ -8,6 +8,7 @@ All use one thread; frames are compared before anything is timed.
 
 from __future__ import annotations
 
+import functools
 import io
 import time
 from collections.abc import Callable
@@ -82,7 +83,7 @@ def main() -> None:
     print(f"{len(data) / 1e6:.1f} MB, {SECONDS} s of 1280x720 at {FPS} fps")
     for name, times in CLIPS.items():
         expected = with_pyav(data, times).astype(int)
-        found = {way: timed(lambda f=f: f(data, times)) for way, f in ways.items()}
+        found = {way: timed(functools.partial(f, data, times)) for way, f in ways.items()}
         off = {way: np.abs(f(data, times).astype(int) - expected).mean() for way, f in ways.items()}
         best = min(value for way, value in found.items() if way != "shardkit")
         line = ", ".join(

@@ -56,7 +56,9 @@ def decode_image(
             indices, uint16, alpha).
         min_size: (height, width) that is enough. A JPEG of at least twice that is decoded at the
             smallest of its reduced scales that still has it: for a 12-megapixel photo to 256
-            pixels, half the time. Only sides of ``min_size`` or more come back.
+            pixels, half the time. Only sides of ``min_size`` or more come back. Whatever is to be
+            scaled down is decoded by the faster DCT and colour upsampling of libjpeg-turbo, which
+            differ by less than one level on average.
         out: memory to decode into: a flat, contiguous uint8 array that is large enough (its head
             is used), or one of exactly the image's shape. Default: kept memory, as good as new.
         max_pixels: larger images are refused before anything is allocated.
@@ -144,6 +146,7 @@ def _decode_jpeg(
     height, width = min_size or (0, 0)
     if header.orientation >= 5:
         height, width = width, height
+    will_shrink = bool(min_size) and height < header.height and width < header.width
     num_bytes = header.height * header.width * _CHANNELS[mode]
     given = out if out is not None and not is_turned else None
     buffer = memory.empty((num_bytes,)) if given is None else _flat(given)
@@ -151,6 +154,8 @@ def _decode_jpeg(
         pixels: Pixels = simplejpeg.decode_jpeg(
             data,
             "RGB" if mode == "RGB" else "GRAY",
+            fastdct=will_shrink,
+            fastupsample=will_shrink,
             min_height=height if height * 2 <= header.height else 0,
             min_width=width if width * 2 <= header.width else 0,
             min_factor=2 if min_size and _halves(header, height, width) else 1,
