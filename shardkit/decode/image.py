@@ -56,9 +56,9 @@ def decode_image(
             indices, uint16, alpha).
         min_size: (height, width) that is enough. A JPEG of at least twice that is decoded at the
             smallest of its reduced scales that still has it: for a 12-megapixel photo to 256
-            pixels, half the time. Only sides of ``min_size`` or more come back. Whatever is to be
-            scaled down is decoded by the faster DCT and colour upsampling of libjpeg-turbo, which
-            differ by less than one level on average.
+            pixels, half the time. Only sides of ``min_size`` or more come back. In what is to be
+            scaled down next, colour is upsampled by the faster method, which then shows by a third
+            of a level on average.
         out: memory to decode into: a flat, contiguous uint8 array that is large enough (its head
             is used), or one of exactly the image's shape. Default: kept memory, as good as new.
         max_pixels: larger images are refused before anything is allocated.
@@ -154,7 +154,6 @@ def _decode_jpeg(
         pixels: Pixels = simplejpeg.decode_jpeg(
             data,
             "RGB" if mode == "RGB" else "GRAY",
-            fastdct=will_shrink,
             fastupsample=will_shrink,
             min_height=height if height * 2 <= header.height else 0,
             min_width=width if width * 2 <= header.width else 0,
