@@ -27,6 +27,7 @@ from shardkit.samples.selection import Chosen, Weights, select
 from shardkit.samples.shards import ShardSource
 from shardkit.samples.source import Sample
 from shardkit.samples.stream import SampleStream
+from shardkit.storage.cache import Cache
 from shardkit.storage.store import open_store
 from shardkit.world import World
 
@@ -39,6 +40,10 @@ else:
         _Base = object
 
 __all__ = ["ShardDataset"]
+
+DEFAULT_CACHE_DIR = "~/.cache/shardkit"
+DEFAULT_CACHE_LIMIT = "200gb"
+"""Some 800 shards of the usual size; a disk that has less evicts when it is full."""
 
 _MAX_WORKERS = 1_024  # slots of the epoch counter; a rank has fewer loader workers than that
 
@@ -320,6 +325,9 @@ class ShardDataset(SampleDataset):
         max_failures: end the run when more than so many samples have failed.
         verify: "once" proves every member by its checksum when it is first read, "always" every
             time, "never" not at all.
+        cache_dir: local folder where far shards are kept, shared by all that name it.
+        cache_limit: bytes that it never exceeds, such as ``"200gb"`` (the default), all processes
+            of the node together; None is unlimited.
         storage_options: of the store.
         world: which part of the samples is ours; default what torch.distributed says.
 
@@ -348,13 +356,16 @@ class ShardDataset(SampleDataset):
         on_error: OnError = "raise",
         max_failures: int | None = None,
         verify: Verify = "once",
+        cache_dir: str = DEFAULT_CACHE_DIR,
+        cache_limit: int | str | None = DEFAULT_CACHE_LIMIT,
         storage_options: Mapping[str, Any] | None = None,
         world: World | None = None,
     ) -> None:
         scratch = Scratch()
-        dataset = open_shards(url, open_store(storage_options), scratch)
+        store, cache = open_store(storage_options), Cache(cache_dir, cache_limit)
+        dataset = open_shards(url, store, scratch)
         chosen = Chosen(where, exclude, weights, seed)
-        source = ShardSource(dataset, exts=members, metadata=metadata, verify=verify)
+        source = ShardSource(dataset, store, cache, exts=members, metadata=metadata, verify=verify)
         super().__init__(
             SampleStream(
                 source,

@@ -102,8 +102,8 @@ class ShardSet(Protocol):
         """Size of a shard's tar; -1 where it is not known."""
         ...
 
-    def tar_checksum(self, shard: int) -> str | None:
-        """``xxh3:`` and 16 hex digits of the whole tar; None where it is not known."""
+    def tar_checksum(self, shard: int) -> int | None:
+        """XXH3-64 of the whole tar; None where it is not known."""
         ...
 
     def layout(self, shard: int, exts: Sequence[str], metadata: Sequence[str]) -> ShardLayout:
@@ -173,9 +173,9 @@ class PackedDataset:
         """See ``ShardSet``."""
         return int(self.shards.num_bytes[shard])
 
-    def tar_checksum(self, shard: int) -> str | None:
+    def tar_checksum(self, shard: int) -> int | None:
         """See ``ShardSet``."""
-        return f"xxh3:{int(self.shards.tar_xxh3[shard]):016x}"
+        return int(self.shards.tar_xxh3[shard])
 
     def shard_url(self, shard: int) -> str:
         """URL of a shard's tar."""
@@ -278,7 +278,7 @@ class PlainTars:
         """See ``ShardSet``."""
         return self.sizes[shard]
 
-    def tar_checksum(self, shard: int) -> str | None:
+    def tar_checksum(self, shard: int) -> int | None:
         """Not known: the scan reads headers, not data."""
         del shard
         return None

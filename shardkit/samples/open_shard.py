@@ -6,16 +6,16 @@ import mmap
 import os
 import weakref
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from shardkit.errors import CorruptError, NotFoundError
+from shardkit.errors import CorruptError, NotFoundError, StoreError
 from shardkit.format.tar import checksum
 from shardkit.index.shards import ShardLayout
 
-__all__ = ["OpenShard", "Verify"]
+__all__ = ["LocalFile", "OpenFile", "OpenShard", "Verify"]
 
 Verify = Literal["always", "once", "never"]
 
@@ -23,6 +23,40 @@ _LARGE = 16 << 10
 """Mean bytes of a member from which ``pread`` into fresh memory beats a slice of the map: a map
 costs a page fault for every 64 KB of its first pass (measured: 0.8 of pread at 100 KB, 3 of it at
 1 KB; benchmarks/read_ways.py)."""
+
+
+class OpenFile(Protocol):
+    """A file that is held open: a local one, or a cache's pinned entry."""
+
+    def fileno(self) -> int:
+        """Its descriptor."""
+        ...
+
+    def close(self) -> None:
+        """Let it go."""
+        ...
+
+
+class LocalFile:
+    """A file of this machine, open for reading."""
+
+    def __init__(self, path: str, url: str) -> None:
+        try:
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError as error:
+            raise NotFoundError(
+                f"{url} does not exist, though it is one of the shards; copy the dataset again"
+            ) from error
+        except OSError as error:
+            raise StoreError(f"{url} can't be read: {error.strerror}") from error
+
+    def fileno(self) -> int:
+        """See ``OpenFile``."""
+        return self._fd
+
+    def close(self) -> None:
+        """See ``OpenFile``."""
+        os.close(self._fd)
 
 
 class OpenShard:
@@ -33,7 +67,7 @@ class OpenShard:
     pass over the file. Stays valid while it is referenced, even if the file is unlinked.
 
     Args:
-        path: of the tar.
+        file: the tar, open; it is closed when nobody references the shard any more.
         url: as messages and ``__url__`` name it.
         layout: places of its N samples.
         num_bytes: size that the tar must have; -1 where that is not known.
@@ -41,13 +75,12 @@ class OpenShard:
         on_verified: called once when every member has been proved.
 
     Raises:
-        NotFoundError: there is no such file.
         CorruptError: it has another size.
     """
 
     def __init__(
         self,
-        path: str,
+        file: OpenFile,
         url: str,
         layout: ShardLayout,
         num_bytes: int,
@@ -57,13 +90,8 @@ class OpenShard:
     ) -> None:
         self.url = url
         self.layout = layout
-        try:
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError as error:
-            raise NotFoundError(
-                f"{url} does not exist, though the manifest lists it; copy the dataset again"
-            ) from error
-        weakref.finalize(self, os.close, self._fd)
+        self._fd = file.fileno()
+        weakref.finalize(self, file.close)
         size = os.fstat(self._fd).st_size
         if num_bytes not in (size, -1):
             raise CorruptError(

@@ -1,12 +1,17 @@
-"""Samples of packed shards that lie on this machine: opened as they are needed, a few at a time."""
+"""Samples of shards: local ones read where they lie, far ones through the node's cache.
+
+A shard is opened when it is first needed, and kept open with others as long as room allows. Far
+shards are fetched ahead, whole, in the order in which they will be needed.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -15,9 +20,14 @@ import numpy.typing as npt
 from shardkit.errors import ConfigError, ShardkitError
 from shardkit.index.shards import ShardSet
 from shardkit.samples.gather import samples_of
-from shardkit.samples.open_shard import OpenShard, Verify
+from shardkit.samples.open_shard import LocalFile, OpenShard, Verify
 from shardkit.samples.source import Place, Places, Sample
-from shardkit.storage.urls import local_path
+from shardkit.storage.cache import Cache
+from shardkit.storage.fetch import Request
+from shardkit.storage.filesystems import is_network_path
+from shardkit.storage.protocol import Store
+from shardkit.storage.shards import LOOKAHEAD_BYTES, ShardFetcher
+from shardkit.storage.urls import is_local, local_path
 
 __all__ = ["ShardSource"]
 
@@ -34,43 +44,52 @@ class ShardSource:
     """See ``Source``; groups are shards.
 
     Args:
-        dataset: shards that lie on this machine.
+        dataset: the shards.
+        store: where far ones are read from.
+        cache: where they are kept, and where it is noted which local ones have been proved.
         exts: members to give; default all but the tar's own copy of the metadata.
         metadata: metadata columns to give; default all.
         verify: see ``OpenShard``.
+        lookahead_bytes: how far ahead far shards are fetched.
     """
 
     def __init__(
         self,
         dataset: ShardSet,
+        store: Store,
+        cache: Cache,
         *,
         exts: Sequence[str] | None = None,
         metadata: Sequence[str] | None = None,
         verify: Verify = "once",
+        lookahead_bytes: int = LOOKAHEAD_BYTES,
     ) -> None:
         self.dataset = dataset
+        self.store = store
+        self.cache = cache
         self.exts = tuple(_exts(dataset, exts))
         self.metadata = tuple(_metadata(dataset, metadata))
-        self._verify = verify
+        self._verify: Verify = verify
+        self._lookahead_bytes = lookahead_bytes
+        self._fetcher: ShardFetcher | None = None  # made in the process that needs it
         self._open: OrderedDict[int, OpenShard] = OrderedDict()  # guarded by _lock
         self._opening: dict[int, threading.Lock] = {}  # one opener a shard; guarded by _lock
-        self._proved: set[int] = set()  # shards proved whole by this process; guarded by _lock
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
         return {
             "dataset": self.dataset,
+            "store": self.store,
+            "cache": self.cache,
             "exts": self.exts,
             "metadata": self.metadata,
             "verify": self._verify,
+            "lookahead_bytes": self._lookahead_bytes,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(  # type: ignore[misc]
-            state["dataset"],
-            exts=state["exts"],
-            metadata=state["metadata"],
-            verify=state["verify"],
+            state.pop("dataset"), state.pop("store"), state.pop("cache"), **state
         )
 
     @property
@@ -90,28 +109,34 @@ class ShardSource:
 
     def read(self, groups: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> Iterator[Sample]:
         """See ``Source``."""
-        for start in range(0, len(rows), _ROWS_AT_ONCE):
+        start = 0
+        while start < len(rows):
             here = groups[start : start + _ROWS_AT_ONCE]
-            shards, stop, error = self._open_all(here)
-            wanted = rows[start : start + stop]
-            if stop:
-                yield from samples_of(shards, here[:stop], wanted, self.exts, self.metadata)
+            shards, num_rows, error = self._open_all(here)
+            if num_rows:
+                wanted = rows[start : start + num_rows]
+                yield from samples_of(shards, here[:num_rows], wanted, self.exts, self.metadata)
             for shard in shards.values():
                 shard.settle()
             if error is not None:
                 raise error
+            start += num_rows
 
     def _open_all(
         self, groups: npt.NDArray[np.int64]
     ) -> tuple[dict[int, OpenShard], int, ShardkitError | None]:
-        """Open the shards of a block; where one fails, only what is needed for the rows before it.
+        """Open the shards of a block, by first need, as many as may be open at a time.
 
-        Returns the shards, how many rows they serve, and the error.
+        Returns the shards, how many of the block's rows they serve, and the error of the next.
         """
         shards: dict[int, OpenShard] = {}
         numbers, firsts = np.unique(groups, return_index=True)
         in_order = np.argsort(firsts)
+        num_bytes = 0
         for shard, first in zip(numbers[in_order].tolist(), firsts[in_order].tolist(), strict=True):
+            num_bytes += self._pinned_bytes(shard)
+            if shards and num_bytes > self._room():
+                return shards, first, None
             try:
                 shards[shard] = self._shard(shard)
             except ShardkitError as error:
@@ -126,10 +151,53 @@ class ShardSource:
         except ShardkitError:  # the shard itself is the trouble
             return Place(url, f"sample {row} of the shard")
 
-    def ahead(self, places: Iterator[Places]) -> AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def ahead(self, places: Iterator[Places]) -> Iterator[None]:
         """See ``Source``; local shards are near."""
-        del places
-        return contextlib.nullcontext()
+        if not self._is_far(0):
+            yield
+            return
+        fetcher = self._own_fetcher()
+        fetcher.schedule(self._requests(places))
+        try:
+            yield
+        finally:
+            fetcher.schedule(())
+
+    def _requests(self, places: Iterator[Places]) -> Iterator[Request]:
+        """Each shard once, by first need, but for those that are open already."""
+        with self._lock:
+            seen = set(self._open)
+        for groups, _ in places:
+            numbers, firsts = np.unique(groups, return_index=True)
+            for shard in numbers[np.argsort(firsts)].tolist():
+                if shard not in seen:
+                    seen.add(shard)
+                    yield self._request(shard)
+
+    def _request(self, shard: int) -> Request:
+        checksum = self.dataset.tar_checksum(shard)
+        return Request(
+            self.dataset.shard_url(shard), size=self.dataset.num_bytes(shard), checksum=checksum
+        )
+
+    def _own_fetcher(self) -> ShardFetcher:
+        with self._lock:
+            if self._fetcher is None:
+                self._fetcher = ShardFetcher(
+                    self.store,
+                    self.cache,
+                    lookahead_bytes=self._lookahead_bytes,
+                    verify=self._verify,
+                )
+            return self._fetcher
+
+    def _is_far(self, shard: int) -> bool:
+        """Whether a shard has to be fetched: behind a URL, or on a network filesystem."""
+        if not len(self.dataset.counts):
+            return False
+        url = self.dataset.shard_url(shard)
+        return not is_local(url) or _is_network_folder(os.path.dirname(local_path(url)))
 
     def _shard(self, shard: int) -> OpenShard:
         """The open shard, from those kept if it is among them."""
@@ -153,27 +221,44 @@ class ShardSource:
 
     def _opened(self, shard: int) -> OpenShard:
         dataset = self.dataset
-        proved = self._verify == "once" and shard in self._proved
-        url = dataset.shard_url(shard)
+        url, size = dataset.shard_url(shard), dataset.num_bytes(shard)
+        layout = dataset.layout(shard, self.exts, self.metadata)
+        if self._is_far(shard):  # proved as it was fetched
+            entry = self._own_fetcher().open(self._request(shard))
+            return OpenShard(entry, url, layout, size, verify="never")
+        path = local_path(url)
+        file = LocalFile(path, url)
+        if self._verify != "once":
+            return OpenShard(file, url, layout, size, verify=self._verify)
+        if self.cache.is_verified(path):
+            return OpenShard(file, url, layout, size, verify="never")
         return OpenShard(
-            local_path(url),
-            url,
-            dataset.layout(shard, self.exts, self.metadata),
-            dataset.num_bytes(shard),
-            verify="never" if proved else self._verify,
-            on_verified=lambda: self._note_proved(shard),
+            file, url, layout, size, on_verified=lambda: self.cache.note_verified(path)
         )
-
-    def _note_proved(self, shard: int) -> None:
-        with self._lock:
-            self._proved.add(shard)
 
     def _close_some(self) -> None:
         """Forget the longest unused shards; they close when their last reader is done."""
         num_rows = sum(len(shard.layout) for shard in self._open.values())
-        while len(self._open) > 1 and (len(self._open) > _MAX_OPEN or num_rows > _MAX_ROWS):
-            _, closed = self._open.popitem(last=False)
+        num_bytes = sum(map(self._pinned_bytes, self._open))
+        while len(self._open) > 1 and (
+            len(self._open) > _MAX_OPEN or num_rows > _MAX_ROWS or num_bytes > self._room()
+        ):
+            number, closed = self._open.popitem(last=False)
             num_rows -= len(closed.layout)
+            num_bytes -= self._pinned_bytes(number)
+
+    def _pinned_bytes(self, shard: int) -> int:
+        """Bytes of the cache that an open shard holds."""
+        return max(0, self.dataset.num_bytes(shard)) if self._is_far(shard) else 0
+
+    def _room(self) -> float:
+        """Bytes of the cache that open shards may hold; the rest is for looking ahead."""
+        return float("inf") if self.cache.limit is None else self.cache.limit / 2
+
+
+@functools.lru_cache(maxsize=64)
+def _is_network_folder(folder: str) -> bool:
+    return is_network_path(folder)
 
 
 def _exts(dataset: ShardSet, exts: Sequence[str] | None) -> Sequence[str]:

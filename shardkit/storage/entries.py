@@ -58,6 +58,12 @@ class Entry:
             self._map = mmap.mmap(self._fd, self.size, prot=mmap.PROT_READ)
         return memoryview(self._map)
 
+    def fileno(self) -> int:
+        """The open file, good until ``close``: for ``os.pread`` and for maps of one's own."""
+        if self._fd < 0:
+            raise ValueError(f"entry {self.path} is closed")
+        return self._fd
+
     def close(self) -> None:
         """Unpin. Views that are still held stay valid: the kernel keeps what they map."""
         if self._fd < 0:
