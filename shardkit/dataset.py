@@ -369,7 +369,7 @@ class ShardDataset(SampleDataset):
         super().__init__(
             SampleStream(
                 source,
-                select(dataset.groups(), dataset.counts, dataset.fingerprint, chosen, scratch),
+                select(dataset.groups, dataset.counts, dataset.fingerprint, chosen, scratch),
                 SampleMaker(decode, transforms, dataset.url),
             ),
             shuffle=shuffle,

@@ -69,7 +69,7 @@ class Chosen:
 
 
 def select(
-    groups: Groups,
+    open_groups: Callable[[], Groups],
     counts: npt.NDArray[np.int64],
     fingerprint: str,
     chosen: Chosen,
@@ -78,7 +78,8 @@ def select(
     """Resolve what was chosen; the result is kept in ``scratch`` and found again.
 
     Args:
-        groups: the dataset's rows, with ``__key__`` and the metadata columns.
+        open_groups: opens the dataset's rows, with ``__key__`` and the metadata columns; called
+            only if something was chosen.
         counts: int64 [groups], rows per group.
         fingerprint: of the dataset.
         chosen: what the user chose.
@@ -90,6 +91,7 @@ def select(
     """
     if chosen.is_all:
         return Selection.all(counts)
+    groups = open_groups()
     excluded = xxh3_128("\n".join(sorted(chosen.exclude)).encode()).hexdigest()
     weights = chosen.weights if isinstance(chosen.weights, str) else None
     if callable(chosen.weights):
