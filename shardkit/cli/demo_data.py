@@ -103,11 +103,12 @@ def _write_row(
     name = f"images/{number:05d}.{ext}"
     _write(folder, name, encode_image(photo(rng, height, width), ext))
     minutes = int(rng.integers(0, 500_000))
+    article = "An" if label[0] in "aeiou" else "A"
     taken = dt.datetime(2024, 1, 1, tzinfo=dt.UTC)
     return {
         "id": f"demo-{number:05d}",
         "image": name,
-        "caption": f"A {label} {_MOODS[int(rng.integers(len(_MOODS)))]}, photo {number}.",
+        "caption": f"{article} {label} {_MOODS[int(rng.integers(len(_MOODS)))]}, photo {number}.",
         "label": label,
         "width": width,
         "height": height,
