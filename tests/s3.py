@@ -133,7 +133,7 @@ def _rclone(arguments: list[str], folder: str | Path, log: Path) -> Iterator[int
         raise RuntimeError("rclone is not installed; pip install 'shardkit[test]' brings it")
     command_line = [command, "serve", arguments[0], str(folder), "--addr", "127.0.0.1:0"]
     command_line += ["--config", "/dev/null", "--log-file", str(log), "--poll-interval", "0"]
-    command_line += ["--dir-cache-time", "0s", "--vfs-cache-mode", "off", *arguments[1:]]
+    command_line += ["--dir-cache-time", "1ms", "--vfs-cache-mode", "off", *arguments[1:]]
     process = subprocess.Popen(command_line, stdin=subprocess.DEVNULL)
     try:
         yield _wait_for_port(process, log)
