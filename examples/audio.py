@@ -23,6 +23,7 @@ def add_length(sample: dict[str, Any]) -> dict[str, Any]:
 
 
 def main(folder: str) -> None:
+    """Pack sounds of three formats, and read batches of equal ones."""
     index = make_demo_data(os.path.join(folder, "raw"), 12, num_audio=12, num_videos=0)
     shards = os.path.join(folder, "shards")
     pack(index, shards, files=["audio"])

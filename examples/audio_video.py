@@ -16,6 +16,7 @@ from shardkit.transforms import KeepFields, audio_video_pipeline
 
 
 def main(folder: str) -> None:
+    """Pack videos with sound, and read both in step."""
     index = make_demo_data(os.path.join(folder, "raw"), 6, num_audio=0, num_videos=6)
     shards = os.path.join(folder, "shards")
     pack(index, shards, files=["video"])

@@ -21,6 +21,7 @@ from shardkit.transforms import image_pipeline
 
 
 def make_pairs(folder: str, count: int) -> None:
+    """Write photos and their edges."""
     os.makedirs(folder, exist_ok=True)
     for number in range(count):
         source = photo(np.random.default_rng(number), 120, 160)
@@ -31,6 +32,7 @@ def make_pairs(folder: str, count: int) -> None:
 
 
 def main(folder: str) -> None:
+    """Pack a folder of pairs, and read them with equal crops."""
     raw, shards = os.path.join(folder, "raw"), os.path.join(folder, "shards")
     make_pairs(raw, 12)
     pack(raw, shards)

@@ -18,6 +18,7 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def main(folder: str) -> None:
+    """Pack photos, read some batches, and go on from a saved state."""
     index = make_demo_data(
         os.path.join(folder, "raw"), 40, num_audio=0, num_videos=0, image_formats=("jpg",)
     )

@@ -16,6 +16,7 @@ from shardkit.transforms import video_pipeline
 
 
 def main(folder: str) -> None:
+    """Pack videos, and read random clips of them."""
     index = make_demo_data(os.path.join(folder, "raw"), 6, num_audio=0, num_videos=6)
     shards = os.path.join(folder, "shards")
     pack(index, shards, files=["video"])

@@ -8,6 +8,7 @@ kept and handed out again once nothing refers to them, which makes them as safe 
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from typing import Any
@@ -68,6 +69,10 @@ class BlockPool:
                 blocks.pop()
         return self._kept_bytes + size <= self.max_bytes
 
+    def unlock(self) -> None:
+        """Take a new lock: a child forked while another thread held the old one would hang."""
+        self._lock = threading.Lock()
+
     def __reduce__(self) -> tuple[type[BlockPool], tuple[int]]:
         return BlockPool, (self.max_bytes,)
 
@@ -96,4 +101,5 @@ def _count_idle_references() -> int:
 
 _IDLE_REFERENCES = _count_idle_references()
 _pool = BlockPool()
+os.register_at_fork(after_in_child=_pool.unlock)
 empty = _pool.empty

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import os
 import pickle
 import threading
 
 import numpy as np
 import pytest
 
+from shardkit.decode import memory
 from shardkit.decode.memory import BlockPool
 
 SHAPE = (200, 300, 3)
@@ -83,3 +85,13 @@ def test_dtypes_and_pickling() -> None:
     array = BlockPool().empty((100, 300), np.float32)
     assert (array.shape, array.dtype, array.flags.c_contiguous) == ((100, 300), np.float32, True)
     assert BlockPool().empty((0, 3)).shape == (0, 3)
+
+
+@pytest.mark.filterwarnings("ignore:This process")
+def test_a_fork_while_the_pool_is_locked_does_not_hang() -> None:
+    with memory._pool._lock:
+        child = os.fork()
+        if child == 0:
+            memory.empty(SHAPE)
+            os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
