@@ -24,7 +24,7 @@ from shardkit.samples.failures import Failed, Failures, OnError, with_place
 from shardkit.samples.maker import SampleMaker
 from shardkit.samples.open_shard import Verify
 from shardkit.samples.selection import Chosen, Weights, select
-from shardkit.samples.shards import ShardSource
+from shardkit.samples.shards import ShardSource, default_buffer_size, sparse_shards
 from shardkit.samples.source import Sample
 from shardkit.samples.stream import SampleStream
 from shardkit.storage.cache import Cache
@@ -365,13 +365,25 @@ class ShardDataset(SampleDataset):
         store, cache = open_store(storage_options), Cache(cache_dir, cache_limit)
         dataset = open_shards(url, store, scratch)
         chosen = Chosen(where, exclude, weights, seed)
-        source = ShardSource(dataset, store, cache, exts=members, metadata=metadata, verify=verify)
-        super().__init__(
-            SampleStream(
-                source,
-                select(dataset.groups, dataset.counts, dataset.fingerprint, chosen, scratch),
-                SampleMaker(decode, transforms, dataset.url),
+        selection = select(dataset.groups, dataset.counts, dataset.fingerprint, chosen, scratch)
+        source = ShardSource(
+            dataset,
+            store,
+            cache,
+            exts=members,
+            metadata=metadata,
+            verify=verify,
+            sparse=sparse_shards(
+                dataset,
+                selection.counts.reshape(-1, len(dataset.counts)).sum(axis=0),
+                cache.limit,
+                scattered=shuffle == "global",
             ),
+        )
+        if buffer_size is None:
+            buffer_size = default_buffer_size(dataset, cache.limit, DEFAULT_BUFFER_SIZE)
+        super().__init__(
+            SampleStream(source, selection, SampleMaker(decode, transforms, dataset.url)),
             shuffle=shuffle,
             buffer_size=buffer_size,
             seed=seed,

@@ -106,6 +106,10 @@ class ShardSet(Protocol):
         """XXH3-64 of the whole tar; None where it is not known."""
         ...
 
+    def version(self, shard: int) -> str:
+        """Text that changes when a shard's contents do."""
+        ...
+
     def layout(self, shard: int, exts: Sequence[str], metadata: Sequence[str]) -> ShardLayout:
         """Where these members and columns of a shard's samples are."""
         ...
@@ -176,6 +180,10 @@ class PackedDataset:
     def tar_checksum(self, shard: int) -> int | None:
         """See ``ShardSet``."""
         return int(self.shards.tar_xxh3[shard])
+
+    def version(self, shard: int) -> str:
+        """See ``ShardSet``."""
+        return f"xxh3:{self.tar_checksum(shard):016x}"
 
     def shard_url(self, shard: int) -> str:
         """URL of a shard's tar."""
@@ -282,6 +290,10 @@ class PlainTars:
         """Not known: the scan reads headers, not data."""
         del shard
         return None
+
+    def version(self, shard: int) -> str:
+        """See ``ShardSet``."""
+        return self.tars[shard].identity
 
     def layout(self, shard: int, exts: Sequence[str], metadata: Sequence[str]) -> ShardLayout:
         """See ``ShardSet``."""

@@ -11,20 +11,51 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import repeat
 from operator import getitem
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from shardkit.samples.open_shard import OpenShard
+from shardkit.index.shards import ShardLayout
 
-__all__ = ["samples_of"]
+__all__ = ["ReadableShard", "samples_of"]
 
 Sample = dict[str, Any]
 
 
+class ReadableShard(Protocol):
+    """A shard whose samples can be read in the order in which they are asked for."""
+
+    @property
+    def url(self) -> str:
+        """Of the tar."""
+        ...
+
+    @property
+    def layout(self) -> ShardLayout:
+        """Places of its samples."""
+        ...
+
+    @property
+    def buffer(self) -> Any:
+        """The whole tar, where ``maps`` says that slices of it are the way to read."""
+        ...
+
+    def maps(self, ext: str) -> bool:
+        """Whether plain slices of ``buffer`` are the way to read this member."""
+        ...
+
+    def reader(self, ext: str) -> Callable[[int, int, int], bytes]:
+        """A function from row, start and stop to the member's bytes."""
+        ...
+
+    def settle(self) -> None:
+        """Called when a block has been read."""
+        ...
+
+
 def samples_of(
-    shards: Mapping[int, OpenShard],
+    shards: Mapping[int, ReadableShard],
     groups: npt.NDArray[np.int64],
     rows: npt.NDArray[np.int64],
     exts: Sequence[str],
@@ -67,13 +98,15 @@ class _Block:
 
     def __init__(
         self,
-        shards: Mapping[int, OpenShard],
+        shards: Mapping[int, ReadableShard],
         groups: npt.NDArray[np.int64],
         rows: npt.NDArray[np.int64],
     ) -> None:
         self.rows = rows
         if len(shards) == 1:
-            self.pieces: list[tuple[OpenShard, Any]] = [(next(iter(shards.values())), slice(None))]
+            self.pieces: list[tuple[ReadableShard, Any]] = [
+                (next(iter(shards.values())), slice(None))
+            ]
         else:
             by_group = np.argsort(groups, kind="stable")
             cuts = np.flatnonzero(np.diff(groups[by_group])) + 1
@@ -88,7 +121,7 @@ class _Block:
             for shard, _ in self.pieces
         )
 
-    def gather(self, column: Callable[[OpenShard], npt.NDArray[Any] | None]) -> list[Any]:
+    def gather(self, column: Callable[[ReadableShard], npt.NDArray[Any] | None]) -> list[Any]:
         """A per-row column of the shards, in the order of the block, as Python values."""
         if len(self.pieces) == 1:
             values = column(self.pieces[0][0])
@@ -100,7 +133,7 @@ class _Block:
                 out[piece] = values[self.rows[piece]].astype(object)
         return out.tolist()
 
-    def same(self, value: Callable[[OpenShard], Any]) -> Iterator[Any]:
+    def same(self, value: Callable[[ReadableShard], Any]) -> Iterator[Any]:
         """A value that all rows of a shard share, row by row."""
         if len(self.pieces) == 1:
             return repeat(value(self.pieces[0][0]))

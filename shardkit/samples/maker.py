@@ -18,12 +18,13 @@ __all__ = ["SampleMaker", "StageTimes"]
 
 @dataclass(slots=True)
 class StageTimes:
-    """Seconds spent per stage: waiting for bytes, decoding, transforming, collating."""
+    """Seconds spent per stage (waiting for bytes, decoding, transforming, collating), and bytes."""
 
     fetch: float = 0.0
     decode: float = 0.0
     transform: float = 0.0
     collate: float = 0.0
+    num_bytes: int = 0  # of the members that were read
 
     def add(self, other: StageTimes) -> None:
         """Add what another worker spent."""
@@ -31,6 +32,7 @@ class StageTimes:
         self.decode += other.decode
         self.transform += other.transform
         self.collate += other.collate
+        self.num_bytes += other.num_bytes
 
 
 class SampleMaker:

@@ -12,15 +12,17 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from shardkit.errors import ConfigError, ShardkitError
-from shardkit.index.shards import ShardSet
-from shardkit.samples.gather import samples_of
+from shardkit.index.shards import ShardLayout, ShardSet
+from shardkit.samples.gather import ReadableShard, samples_of
 from shardkit.samples.open_shard import LocalFile, OpenShard, Verify
+from shardkit.samples.ranges import RangeStream
 from shardkit.samples.source import Place, Places, Sample
 from shardkit.storage.cache import Cache
 from shardkit.storage.fetch import Request
@@ -29,7 +31,7 @@ from shardkit.storage.protocol import Store
 from shardkit.storage.shards import LOOKAHEAD_BYTES, ShardFetcher
 from shardkit.storage.urls import is_local, local_path
 
-__all__ = ["ShardSource"]
+__all__ = ["ShardSource", "default_buffer_size", "sparse_shards"]
 
 _ROWS_AT_ONCE = 4_096
 """Rows of a block: enough that the work per block vanishes, few enough to start at once."""
@@ -38,6 +40,11 @@ _MAX_OPEN = 256
 allows 65,530 maps a process and often 1,024 open files."""
 _MAX_ROWS = 4_000_000
 """Rows of the layouts kept: about 100 bytes each, so 400 MB at the most."""
+
+
+_SPARSE = 0.25
+"""Share of a shard's samples below which it is not fetched whole: a ranged read of 100 KB costs
+about four times its bytes in a whole shard (benchmarks/storage_clients.py)."""
 
 
 class ShardSource:
@@ -51,6 +58,8 @@ class ShardSource:
         metadata: metadata columns to give; default all.
         verify: see ``OpenShard``.
         lookahead_bytes: how far ahead far shards are fetched.
+        sparse: bool [shards]: far shards of which single samples are fetched, by ranges, not the
+            whole; default none.
     """
 
     def __init__(
@@ -63,6 +72,7 @@ class ShardSource:
         metadata: Sequence[str] | None = None,
         verify: Verify = "once",
         lookahead_bytes: int = LOOKAHEAD_BYTES,
+        sparse: npt.NDArray[np.bool_] | None = None,
     ) -> None:
         self.dataset = dataset
         self.store = store
@@ -71,9 +81,11 @@ class ShardSource:
         self.metadata = tuple(_metadata(dataset, metadata))
         self._verify: Verify = verify
         self._lookahead_bytes = lookahead_bytes
+        self._sparse = np.zeros(len(dataset.counts), dtype=bool) if sparse is None else sparse
         self._fetcher: ShardFetcher | None = None  # made in the process that needs it
         self._open: OrderedDict[int, OpenShard] = OrderedDict()  # guarded by _lock
         self._opening: dict[int, threading.Lock] = {}  # one opener a shard; guarded by _lock
+        self._layouts: OrderedDict[int, ShardLayout] = OrderedDict()  # guarded by _lock
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -85,6 +97,7 @@ class ShardSource:
             "metadata": self.metadata,
             "verify": self._verify,
             "lookahead_bytes": self._lookahead_bytes,
+            "sparse": self._sparse,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -109,10 +122,19 @@ class ShardSource:
 
     def read(self, groups: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> Iterator[Sample]:
         """See ``Source``."""
+        with self._range_stream(groups, rows) as ranges:
+            yield from self._read(groups, rows, ranges)
+
+    def _read(
+        self,
+        groups: npt.NDArray[np.int64],
+        rows: npt.NDArray[np.int64],
+        ranges: RangeStream | None,
+    ) -> Iterator[Sample]:
         start = 0
         while start < len(rows):
             here = groups[start : start + _ROWS_AT_ONCE]
-            shards, num_rows, error = self._open_all(here)
+            shards, num_rows, error = self._open_all(here, ranges)
             if num_rows:
                 wanted = rows[start : start + num_rows]
                 yield from samples_of(shards, here[:num_rows], wanted, self.exts, self.metadata)
@@ -122,18 +144,34 @@ class ShardSource:
                 raise error
             start += num_rows
 
+    def _range_stream(
+        self, groups: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]
+    ) -> AbstractContextManager[RangeStream | None]:
+        """What fetches single samples ahead, in order, for shards that are not fetched whole."""
+        sparse = self._sparse[groups]
+        if not sparse.any():
+            return contextlib.nullcontext()
+        places = zip(groups[sparse].tolist(), rows[sparse].tolist(), strict=True)
+        return RangeStream(self.store, self.cache, places, self._layout, self.dataset)
+
     def _open_all(
-        self, groups: npt.NDArray[np.int64]
-    ) -> tuple[dict[int, OpenShard], int, ShardkitError | None]:
+        self, groups: npt.NDArray[np.int64], ranges: RangeStream | None
+    ) -> tuple[dict[int, ReadableShard], int, ShardkitError | None]:
         """Open the shards of a block, by first need, as many as may be open at a time.
 
         Returns the shards, how many of the block's rows they serve, and the error of the next.
         """
-        shards: dict[int, OpenShard] = {}
+        shards: dict[int, ReadableShard] = {}
         numbers, firsts = np.unique(groups, return_index=True)
         in_order = np.argsort(firsts)
         num_bytes = 0
         for shard, first in zip(numbers[in_order].tolist(), firsts[in_order].tolist(), strict=True):
+            if ranges is not None and self._sparse[shard]:
+                try:
+                    shards[shard] = ranges.shard(shard)
+                except ShardkitError as error:
+                    return shards, first, error
+                continue
             num_bytes += self._pinned_bytes(shard)
             if shards and num_bytes > self._room():
                 return shards, first, None
@@ -147,7 +185,7 @@ class ShardSource:
         """See ``Source``."""
         url = self.dataset.shard_url(group)
         try:
-            return Place(url, str(self._shard(group).layout.keys[row]))
+            return Place(url, str(self._layout(group).keys[row]))
         except ShardkitError:  # the shard itself is the trouble
             return Place(url, f"sample {row} of the shard")
 
@@ -171,7 +209,7 @@ class ShardSource:
         for groups, _ in places:
             numbers, firsts = np.unique(groups, return_index=True)
             for shard in numbers[np.argsort(firsts)].tolist():
-                if shard not in seen:
+                if shard not in seen and not self._sparse[shard]:
                     seen.add(shard)
                     yield self._request(shard)
 
@@ -219,10 +257,25 @@ class ShardSource:
                 self._close_some()
             return opened
 
+    def _layout(self, shard: int) -> ShardLayout:
+        """Where the samples of a shard lie; the last few are kept."""
+        with self._lock:
+            kept = self._layouts.get(shard)
+            if kept is not None:
+                self._layouts.move_to_end(shard)
+                return kept
+        layout = self.dataset.layout(shard, self.exts, self.metadata)
+        with self._lock:
+            self._layouts[shard] = layout
+            num_rows = sum(map(len, self._layouts.values()))
+            while len(self._layouts) > 1 and num_rows > _MAX_ROWS:
+                num_rows -= len(self._layouts.popitem(last=False)[1])
+        return layout
+
     def _opened(self, shard: int) -> OpenShard:
         dataset = self.dataset
         url, size = dataset.shard_url(shard), dataset.num_bytes(shard)
-        layout = dataset.layout(shard, self.exts, self.metadata)
+        layout = self._layout(shard)
         if self._is_far(shard):  # proved as it was fetched
             entry = self._own_fetcher().open(self._request(shard))
             return OpenShard(entry, url, layout, size, verify="never")
@@ -254,6 +307,43 @@ class ShardSource:
     def _room(self) -> float:
         """Bytes of the cache that open shards may hold; the rest is for looking ahead."""
         return float("inf") if self.cache.limit is None else self.cache.limit / 2
+
+
+def sparse_shards(
+    dataset: ShardSet,
+    selected: npt.NDArray[np.int64],
+    limit: int | None,
+    *,
+    scattered: bool,
+) -> npt.NDArray[np.bool_]:
+    """Which shards are better read by ranges than fetched whole, if they are far.
+
+    Args:
+        dataset: the shards.
+        selected: int64 [shards], samples of each that take part.
+        limit: bytes of the cache.
+        scattered: whether the order wants samples of any shard at any time ("global"): then whole
+            shards pay only if all of them fit.
+    """
+    with np.errstate(invalid="ignore"):
+        sparse = np.asarray(selected < _SPARSE * dataset.counts)
+    if scattered and limit is not None:
+        num_bytes = sum(dataset.num_bytes(shard) for shard in np.flatnonzero(~sparse).tolist())
+        sparse |= num_bytes > limit
+    return sparse
+
+
+def default_buffer_size(dataset: ShardSet, limit: int | None, most: int) -> int:
+    """``most`` samples, or as many as an eighth of the cache holds: what "buffer" mixes stays near.
+
+    Sizes are taken from the first shards; local shards need no cache.
+    """
+    shards = range(min(16, len(dataset.counts)))
+    num_samples = int(dataset.counts[: len(shards)].sum())
+    num_bytes = sum(dataset.num_bytes(shard) for shard in shards)
+    if limit is None or num_bytes <= 0 or is_local(dataset.shard_url(0)):
+        return most
+    return max(1, min(most, int(limit / 8 / num_bytes * num_samples)))
 
 
 @functools.lru_cache(maxsize=64)

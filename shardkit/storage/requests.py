@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,8 @@ class Request:
         next_use: after how many more requests of the same consumer this one is wanted again
             (``None``: not known); used by the next-use policy.
         tag: anything of the caller's, handed back.
+        check: raises ``CorruptError`` unless the bytes are right, for what has no one checksum;
+            called before anything is kept, and answered by fetching again, as a checksum is.
     """
 
     url: str
@@ -44,6 +47,7 @@ class Request:
     stop: int | None = None
     next_use: int | None = None
     tag: Any = None
+    check: Callable[[bytes], None] | None = None
 
     def __post_init__(self) -> None:
         if self.start < 0 or (self.stop is not None and self.stop < self.start):
@@ -106,8 +110,15 @@ def fill_from(store: Store, request: Request, *, check: bool, cancelled: threadi
 def load_verified(store: Store, request: Request) -> bytes:
     """Return a request's bytes, proved by its checksum if it has one."""
     found = 0
-    for _ in range(_ATTEMPTS):
+    for attempt in range(_ATTEMPTS):
         data = _load(store, request)
+        if request.check is not None:
+            try:
+                request.check(data)
+            except CorruptError:
+                if attempt == _ATTEMPTS - 1:
+                    raise
+                continue
         if request.checksum is None:
             return data
         found = xxh3_64_intdigest(data)
