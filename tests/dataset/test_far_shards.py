@@ -168,10 +168,10 @@ def test_plain_tars_behind_a_url_are_scanned_and_read(far: Far, packed: Packed) 
 
 
 def test_a_sparse_filter_fetches_the_matching_samples_alone(far: Far, packed: Packed) -> None:
-    dataset = far.dataset(where="id IN ('0003', '0050', '0099')", decode="auto")
+    dataset = far.dataset(where="id IN ('0003', '0050', '0090')", decode="auto")
     before = far.s3.count("GET", "*.tar")
     for _ in range(2):
-        assert sorted(keys_of(dataset)) == ["0003", "0050", "0099"]
+        assert sorted(keys_of(dataset)) == ["0003", "0050", "0090"]
     assert far.s3.count("GET", "*.tar") - before == 3  # the second epoch comes from the cache
     asked = [r for r in far.s3.requests if r.method == "GET" and r.path.endswith(".tar")]
     assert all(request.range for request in asked)
