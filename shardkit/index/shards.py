@@ -262,7 +262,10 @@ class PlainTars:
         return cls(
             url,
             tars,
-            [info.size for info in infos],
+            [
+                info.size if tar.url == info.url else -1
+                for tar, info in zip(tars, infos, strict=True)
+            ],
             xxh3_128_hexdigest("".join(tar.identity for tar in tars).encode()),
             np.array([tar.num_samples for tar in tars], dtype=np.int64),
             tuple(sorted({ext for tar in tars for ext in tar.exts})),
