@@ -6,6 +6,7 @@ and transforms), a world (which part is ours), and how far the iteration has com
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from shardkit.order.state import State
 from shardkit.samples.failures import Failed, Failures, OnError, with_place
 from shardkit.samples.maker import SampleMaker
 from shardkit.samples.open_shard import Verify
+from shardkit.samples.progress import Progress, Restored, split_worker_fields, worker_fields
 from shardkit.samples.selection import Chosen, Weights, select
 from shardkit.samples.shards import ShardSource, default_buffer_size, sparse_shards
 from shardkit.samples.source import Sample
@@ -32,71 +34,57 @@ from shardkit.storage.store import open_store
 from shardkit.world import World
 
 if TYPE_CHECKING:
-    _Base = object
+    IterableBase = object
 else:
     try:
-        from torch.utils.data import IterableDataset as _Base
+        from torch.utils.data import IterableDataset as IterableBase
     except ImportError:  # JAX users, and machines that only look: a plain iterable
-        _Base = object
+        IterableBase = object
 
-__all__ = ["ShardDataset"]
+__all__ = ["IterableBase", "SampleDataset", "ShardDataset", "WorkerRows"]
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_CACHE_DIR = "~/.cache/shardkit"
 DEFAULT_CACHE_LIMIT = "200gb"
 """Some 800 shards of the usual size; a disk that has less evicts when it is full."""
 
-_MAX_WORKERS = 1_024  # slots of the epoch counter; a rank has fewer loader workers than that
+_MAX_WORKERS = 1_024  # rows of an array below; a rank has fewer loader workers than that
 
 
-class _EpochCounter:
-    """The next epoch of every loader worker, seen by all processes of a rank.
+class WorkerRows:
+    """A row of integers for every loader worker, seen by all processes of a rank.
 
-    A DataLoader without persistent workers copies the data set anew for every epoch, so the copy
-    in a worker must not be the one that counts. With torch the numbers are in shared memory, which
-    fork, spawn and forkserver all carry over.
+    A torch DataLoader without persistent workers copies the data set anew for every epoch, so the
+    copy in a worker must not be the one that counts epochs. With torch the numbers are in shared
+    memory, which fork, spawn and forkserver all carry over.
     """
 
-    def __init__(self) -> None:
-        self._next: Any = np.zeros(_MAX_WORKERS, dtype=np.int64)
-        if _Base is not object:
+    def __init__(self, width: int) -> None:
+        self._rows: Any = np.zeros((_MAX_WORKERS, width), dtype=np.int64)
+        if IterableBase is not object:
             import torch  # noqa: PLC0415 - an extra
 
-            self._next = torch.zeros(_MAX_WORKERS, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+            self._rows = torch.zeros((_MAX_WORKERS, width), dtype=torch.int64)
+            self._rows.share_memory_()
 
-    def peek(self, worker: int = 0) -> int:
-        """The epoch that the worker's next iteration will be."""
-        return int(self._next[worker % _MAX_WORKERS])
+    def read(self, worker: int = 0) -> list[int]:
+        """The worker's row."""
+        row: list[int] = self._rows[worker % _MAX_WORKERS].tolist()
+        return row
 
-    def begin(self, worker: int) -> int:
-        """Take that epoch."""
-        epoch = self.peek(worker)
-        self._next[worker % _MAX_WORKERS] = epoch + 1
-        return epoch
+    def write(self, worker: int, row: Sequence[int]) -> None:
+        """Replace it."""
+        for column, value in enumerate(row):
+            self._rows[worker % _MAX_WORKERS, column] = value
 
-    def set(self, epoch: int) -> None:
-        """Make it ``epoch`` for every worker."""
-        self._next[:] = epoch
-
-
-class Progress:
-    """How far one iteration has come; the iterator writes it, ``state_dict`` reads it."""
-
-    __slots__ = ("block", "done", "epoch", "position")
-
-    def __init__(self, epoch: int, position: int) -> None:
-        self.epoch = epoch
-        self.position = position
-        self.block: Block | None = None
-        self.done = -1  # slots of the block that have been consumed, less one
-
-    def resume_position(self) -> int:
-        """The canonical position after what was consumed."""
-        if self.block is None or self.done < 0:
-            return self.position
-        return int(self.block.stops[self.done])
+    def write_all(self, row: Sequence[int]) -> None:
+        """Replace the rows of all workers."""
+        for column, value in enumerate(row):
+            self._rows[:, column] = value
 
 
-class SampleDataset(_Base):
+class SampleDataset(IterableBase):
     """What all data sets of samples share: order, share of the world, position, failures.
 
     A torch ``IterableDataset`` where torch is installed, a plain iterable where it is not.
@@ -119,10 +107,11 @@ class SampleDataset(_Base):
         self.world = world if world is not None else World.detect()
         self.on_error: OnError = on_error
         self.failures = Failures(max_failures)
+        size = DEFAULT_BUFFER_SIZE if buffer_size is None else buffer_size
         lanes = 1 if shuffle == "none" else self.world.num_nodes
-        self._options = ShuffleOptions(shuffle, buffer_size or DEFAULT_BUFFER_SIZE, seed, lanes)
-        self._epochs = _EpochCounter()
-        self._resume: State | None = None
+        self._options = ShuffleOptions(shuffle, size, seed, lanes)
+        self._rows = WorkerRows(2)  # the next epoch, and how many have come to their end
+        self._restored: Restored | None = None
         self._progress: Progress | None = None
         self._lock = threading.Lock()
 
@@ -166,22 +155,27 @@ class SampleDataset(_Base):
         world = self.world.in_worker()
         progress = self.begin_epoch(world.worker)
         order, position, split = self.order(progress.epoch), progress.position, self._split()
+        first, num_workers = progress.first, world.num_workers
 
         def blocks() -> Iterator[Block]:
-            return iterate_blocks(
-                order, split, position, worker=world.worker, num_workers=world.num_workers
-            )
+            return iterate_blocks(order, split, position, worker=first, num_workers=num_workers)
 
         locate = self.stream.selection.locate
         with self.stream.source.ahead(locate(block.ids) for block in blocks()):
             for block in blocks():
-                progress.block, progress.done = block, -1
+                progress.enter(block)
                 yield from self._samples(block, progress)
+                progress.leave(block, num_workers)
+        progress.place = (progress.epoch, order.num_samples)
+        self._rows.write(world.worker, [progress.epoch + 1, progress.epoch + 1])
 
     def begin_epoch(self, worker: int = 0) -> Progress:
         """Take the next epoch, or the rest of a restored one; whoever iterates moves it on."""
         with self._lock:
-            self._progress = Progress(*self._begin(worker))
+            epoch, ended = self._rows.read(worker)
+            self._rows.write(worker, [epoch + 1, ended])
+            position, first = self._start(epoch, worker)
+            self._progress = Progress(epoch, position, first)
             return self._progress
 
     def order(self, epoch: int) -> EpochOrder:
@@ -189,22 +183,32 @@ class SampleDataset(_Base):
         return self.stream.order(self._options, epoch)
 
     def set_epoch(self, epoch: int) -> None:
-        """Make the next iteration that of ``epoch``, from its start."""
+        """Make the next iteration that of ``epoch``.
+
+        From its start, or from where a state of that very epoch goes on that was just loaded: so
+        that a training loop may call this before every epoch, the restored one included.
+        """
         if epoch < 0:
             raise ConfigError(f"epoch={epoch} must be at least 0")
         with self._lock:
-            self._epochs.set(epoch)
-            self._resume = self._progress = None
+            restored = self._restored
+            if restored is not None and restored.epoch == epoch and self._progress is None:
+                return
+            self._rows.write_all([epoch, epoch])
+            self._restored = self._progress = None
 
     def state_dict(self) -> dict[str, Any]:
         """How far this process's iteration has come, in plain JSON values.
 
-        Exact where the data set itself is iterated. Under torch's DataLoader with worker
-        processes the main process can't see how far they are: use ``shardkit.DataLoader``.
+        Exact where the data set itself is iterated, or under ``shardkit.DataLoader``. Under
+        torch's DataLoader with worker processes the main process can't see how far they are: the
+        state then is that of the start of the epoch, and a warning says so. In a loader worker
+        (torchdata's ``StatefulDataLoader``) the state is the worker's own.
         """
+        world = self.world.in_worker()
         with self._lock:
-            epoch, position = self._where()
-        return State(
+            epoch, position, first = self._where(world)
+        state = State(
             fingerprint=self.stream.source.fingerprint,
             selection=self.stream.selection.key,
             num_samples=self.num_samples,
@@ -218,15 +222,22 @@ class SampleDataset(_Base):
             remainder="keep",
             world_size=self.world.world_size,
         ).to_dict()
+        if world.num_workers == 1:
+            return state
+        return {**state, **worker_fields(world.worker, world.num_workers, first)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where the state was taken, on any world size and number of workers.
 
+        Seed, lanes and buffer size of the state hold from here on, so that its order goes on.
+
         Raises:
             StateError: the state is of another data set, selection or order; says why.
         """
-        loaded = State.from_dict(state)
-        loaded.check(
+        world = self.world.in_worker()
+        fields, first = split_worker_fields(state, world.worker, world.num_workers)
+        loaded = State.from_dict(fields)
+        epoch, position = loaded.check(
             fingerprint=self.stream.source.fingerprint,
             selection=self.stream.selection.key,
             num_samples=self.num_samples,
@@ -236,10 +247,15 @@ class SampleDataset(_Base):
                 f"the state was saved with shuffle={loaded.shuffle!r}, this data set has "
                 f"{self._options.shuffle!r}: use the same one to continue within its order"
             )
+        if first is not None:  # a worker that is through waits for the others of its epoch
+            epoch, position = loaded.epoch, loaded.position
         with self._lock:
             self._options = loaded.options()
-            self._epochs.set(loaded.epoch)
-            self._resume, self._progress = loaded, None
+            if first is None:
+                self._rows.write_all([epoch, epoch])
+            else:
+                self._rows.write(world.worker, [epoch, epoch])
+            self._restored, self._progress = Restored(epoch, position, first), None
 
     def failed(self, failed: Failed) -> None:
         """Act on a sample that failed, by ``on_error``: raise, or count it.
@@ -269,34 +285,40 @@ class SampleDataset(_Base):
             block.ids, block.positions, seed=self._options.seed, epoch=progress.epoch
         )
         for slot, outcome in enumerate(outcomes):
-            progress.done = slot
             if isinstance(outcome, Failed):
                 self.failed(outcome)
-            else:
-                yield from outcome
+                progress.done = slot
+                continue
+            if len(outcome) > 1:
+                yield from outcome[:-1]  # the slot counts with its last sample: nothing is lost
+            progress.done = slot
+            yield from outcome[-1:]
 
     def _split(self) -> Split:
         return Split.bare(
             self.num_samples, self.world.rank, self.world.world_size, self._options.num_lanes
         )
 
-    def _begin(self, worker: int) -> tuple[int, int]:
-        """Epoch and position at which an iteration starts; under the lock."""
-        epoch = self._epochs.begin(worker)
-        if self._resume is not None and self._resume.epoch == epoch:
-            position = self._resume.position
-            if position < self.num_samples:
-                return epoch, position
-            epoch = self._epochs.begin(worker)  # the state was taken at the epoch's very end
-        return epoch, 0
+    def _start(self, epoch: int, worker: int) -> tuple[int, int]:
+        """Position at which an epoch starts, and our first batch from there; under the lock."""
+        restored = self._restored
+        if restored is None or restored.epoch != epoch:
+            return 0, worker
+        return restored.position, worker if restored.first is None else restored.first
 
-    def _where(self) -> tuple[int, int]:
-        """Epoch and position of the state; under the lock."""
+    def _where(self, world: World) -> tuple[int, int, int]:
+        """Epoch, position and our next batch, for the state; under the lock."""
         if self._progress is not None:
-            return self._progress.epoch, self._progress.resume_position()
-        if self._resume is not None and self._resume.epoch == self._epochs.peek():
-            return self._resume.epoch, self._resume.position
-        return self._epochs.peek(), 0
+            return *self._progress.place, self._progress.next_batch(world.num_workers)
+        epoch, ended = self._rows.read(world.worker)
+        if epoch > ended and world.num_workers == 1:  # begun by a worker process, not by us
+            epoch -= 1
+            logger.warning(
+                "the state is that of the start of epoch %d: how far the workers of torch's "
+                "DataLoader are can't be seen from here; shardkit.DataLoader saves exact states",
+                epoch,
+            )
+        return epoch, *self._start(epoch, world.worker)
 
 
 class ShardDataset(SampleDataset):
@@ -306,8 +328,9 @@ class ShardDataset(SampleDataset):
         url: folder or URL of a packed dataset.
         shuffle: "none", "shard" (shards in random order), "buffer" (that, and samples mixed
             within ``buffer_size``; the default) or "global" (every sample anywhere).
-        buffer_size: how far "buffer" mixes, in samples; it costs disk, not memory. Default
-            10,000: ten shards of 1,000 samples.
+        buffer_size: how far "buffer" mixes, in samples: neighbours come from rows about so far
+            apart, and no row moves further than 1.5 times as far. It costs disk, not memory.
+            Default 10,000: ten shards of 1,000 samples.
         seed: of the order and of random transforms.
         members: exts to load; default all but the copy of the metadata inside the tars.
         metadata: metadata columns to give; default all.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -17,7 +17,7 @@ from shardkit.samples.failures import Failed, can_skip
 from shardkit.samples.maker import SampleMaker, StageTimes
 from shardkit.samples.source import Sample, Source
 
-__all__ = ["Outcome", "SampleStream", "StageTimes"]
+__all__ = ["Outcome", "SampleStream", "StageTimes", "num_bytes_of"]
 
 Int64Array = npt.NDArray[np.int64]
 Outcome: TypeAlias = list[Sample] | Failed
@@ -83,6 +83,7 @@ class SampleStream:
         groups, rows = self.selection.locate(ids)
         seeds = sample_seeds(seed, epoch, positions).tolist()
         spent = times or StageTimes()
+        exts = self.source.exts
         start = 0
         while start < len(ids):
             samples = self.source.read(groups[start:], rows[start:])
@@ -92,13 +93,14 @@ class SampleStream:
                 try:
                     sample = next(samples)
                     spent.fetch += time.perf_counter() - began
+                    spent.num_bytes += num_bytes_of(sample, exts)
                 except Exception as error:  # noqa: BLE001 - a value here, raised by whoever must
                     yield self._failed(groups[slot], rows[slot], error)
                     break  # the iterator ended with its error: go on behind the slot
                 try:
                     if before is not None:
                         before(seeds[slot])
-                    made = self.maker(sample, self.source.exts, seeds[slot], spent)
+                    made = self.maker(sample, exts, seeds[slot], spent)
                 except Exception as error:  # noqa: BLE001 - same
                     yield self._failed(groups[slot], rows[slot], error)
                 else:
@@ -108,3 +110,8 @@ class SampleStream:
         if not can_skip(error):
             raise error
         return Failed(self.source.place(int(group), int(row)), error)
+
+
+def num_bytes_of(sample: Sample, exts: Iterable[str]) -> int:
+    """Bytes of a sample's undecoded members."""
+    return sum(len(data) for ext in exts if type(data := sample.get(ext)) is bytes)

@@ -1,0 +1,98 @@
+"""How far an iteration has come, and what a loader worker's own state says beyond that."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from shardkit.errors import StateError
+from shardkit.order.batches import Block
+
+__all__ = ["Progress", "Restored", "split_worker_fields", "worker_fields"]
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """Where a loaded state goes on.
+
+    Attributes:
+        epoch: from 0.
+        position: canonical.
+        first: which batch from there is ours; None: the one of our number among the workers.
+    """
+
+    epoch: int
+    position: int
+    first: int | None = None
+
+
+class Progress:
+    """How far one iteration has come; the iterator writes it, ``state_dict`` reads it.
+
+    Batches are dealt to loader workers in turn. So a worker's next batch is number ``first`` from
+    its position: its own number at the start of an epoch, num_workers - 1 behind a batch of its.
+    """
+
+    __slots__ = ("block", "done", "epoch", "first", "position")
+
+    def __init__(self, epoch: int, position: int, first: int) -> None:
+        self.epoch = epoch
+        self.position = position
+        self.first = first
+        self.block: Block | None = None
+        self.done = -1  # slots of the block that have been consumed, less one
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Epoch, and canonical position after what was consumed."""
+        block, done = self.block, self.done
+        if block is None or done < 0:
+            return self.epoch, self.position
+        return self.epoch, int(block.stops[done])
+
+    @place.setter
+    def place(self, place: tuple[int, int]) -> None:
+        self.block, self.done = None, -1
+        self.epoch, self.position = place
+
+    def next_batch(self, num_workers: int) -> int:
+        """Which batch from ``place`` is the worker's next."""
+        return self.first if self.done < 0 else num_workers - 1
+
+    def enter(self, block: Block) -> None:
+        """Begin with a block; ``done`` follows its samples from here on."""
+        self.done = -1
+        self.block = block
+
+    def leave(self, block: Block, num_workers: int) -> None:
+        """Have done with a block."""
+        self.first = num_workers - 1
+        self.place = (self.epoch, int(block.stops[-1]))
+
+
+def worker_fields(worker: int, num_workers: int, first: int) -> dict[str, int]:
+    """What a loader worker adds to a state: who it is, and which batch from there is its next."""
+    return {"worker": worker, "num_workers": num_workers, "first": first}
+
+
+def split_worker_fields(
+    state: Mapping[str, Any], worker: int, num_workers: int
+) -> tuple[Mapping[str, Any], int | None]:
+    """Return the state without what a loader worker added, and the worker's next batch.
+
+    Raises:
+        StateError: it is of another worker than this.
+    """
+    if not isinstance(state, Mapping) or "worker" not in state:
+        return state, None
+    fields = dict(state)
+    saved = (fields.pop("worker"), fields.pop("num_workers", None))
+    first = fields.pop("first", None)
+    if saved != (worker, num_workers) or not isinstance(first, int):
+        raise StateError(
+            f"the state is of loader worker {saved[0]} of {saved[1]}, this is {worker} of "
+            f"{num_workers}: load it into a StatefulDataLoader with as many workers; "
+            "shardkit.DataLoader saves states that fit any number"
+        )
+    return fields, first
