@@ -17,6 +17,7 @@ from shardkit.order.permutation import Permutation
 __all__ = ["rows_in_order", "rows_shuffled"]
 
 _ROWS_AT_ONCE = 4_096  # rows whose URLs and metadata are Python objects at a time: a few MB
+_SHUFFLED_AT_ONCE = 16_384  # each look at a group costs as much as about ten rows of it
 
 
 def rows_in_order(index: Index, start: int, stop: int) -> Iterator[Rows]:
@@ -34,11 +35,14 @@ def rows_in_order(index: Index, start: int, stop: int) -> Iterator[Rows]:
 
 
 def rows_shuffled(index: Index, seed: int, start: int, stop: int) -> Iterator[Rows]:
-    """Rows ``[start, stop)`` of the index in the random order of this seed."""
-    permutation = Permutation(index.num_rows, make_key("pack", index.fingerprint, seed))
+    """Rows ``[start, stop)`` of the index in the random order of this seed.
+
+    ``index`` is to be a mapped one: the rows of a shard are spread over all its groups.
+    """
+    permutation = Permutation(index.num_rows, make_key("pack", index.num_rows, seed))
     ends = np.cumsum(index.counts)
-    for first in range(start, stop, _ROWS_AT_ONCE):
-        places = np.arange(first, min(stop, first + _ROWS_AT_ONCE), dtype=np.int64)
+    for first in range(start, stop, _SHUFFLED_AT_ONCE):
+        places = np.arange(first, min(stop, first + _SHUFFLED_AT_ONCE), dtype=np.int64)
         ids = permutation(places)
         groups = np.searchsorted(ends, ids, side="right")
         yield _gathered(index, groups, ids - (ends - index.counts)[groups])

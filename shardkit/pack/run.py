@@ -26,7 +26,7 @@ from shardkit.index.index import Index
 from shardkit.pack.executors import Executor, Report, nothing
 from shardkit.pack.output import PLAN_NAME, Output, check_writable
 from shardkit.pack.plan import PackOptions, Plan, make_plan
-from shardkit.pack.write import ShardTask, finished_shard
+from shardkit.pack.write import finished_shard, shard_task
 
 __all__ = ["PackSummary", "pack_index"]
 
@@ -70,7 +70,7 @@ def pack_index(
         report(record.samples, record.num_bytes)
     todo = [shard for shard in range(plan.num_shards) if plan.shard_name(shard) not in records]
     try:
-        for record in executor.run(ShardTask(index, plan, output), todo, report):
+        for record in executor.run(shard_task(index, plan, output), todo, report):
             records[record.name] = record
     finally:
         output.sweep()  # of workers that were ended in the middle of a shard

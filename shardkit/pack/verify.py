@@ -7,7 +7,7 @@ import mmap
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import IO
 
 import pyarrow as pa
@@ -21,7 +21,7 @@ from shardkit.pack.check import Problem, check_lone_tar, check_shard
 from shardkit.pack.executors import Executor, Report, nothing
 from shardkit.pack.output import Output
 from shardkit.pack.plan import Plan
-from shardkit.pack.write import ShardTask
+from shardkit.pack.write import shard_task
 from shardkit.storage.boundary import map_os_errors
 from shardkit.storage.protocol import Store
 from shardkit.storage.urls import is_local, local_path
@@ -120,7 +120,7 @@ def repair_shards(
         )
     records = [shard_record(dataset, shard) for shard in range(len(dataset.shards))]
     wanted = {shard: record for shard, record in enumerate(records) if record.name in set(names)}
-    task = ShardTask(index, plan, output, expected=wanted)
+    task = replace(shard_task(index, plan, output), expected=wanted)
     made = [record.name for record in executor.run(task, wanted, report)]
     output.finish()
     return sorted(made)

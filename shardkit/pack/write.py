@@ -21,7 +21,7 @@ from shardkit.pack.plan import Plan
 from shardkit.pack.rows import rows_in_order, rows_shuffled
 from shardkit.pack.tar_writer import TarWriter
 
-__all__ = ["ShardTask", "finished_shard"]
+__all__ = ["ShardTask", "finished_shard", "shard_task"]
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,12 @@ class ShardTask:
             members={ext: len(placed) for ext, placed in sorted(body.members.items())},
             failures=tuple(body.failures),
         )
+
+
+def shard_task(index: Index, plan: Plan, output: Output) -> ShardTask:
+    """The task of a plan's shards; a shuffled index is copied first to where any row is near."""
+    shuffled = plan.options.shuffle == "global"
+    return ShardTask(index.mapped() if shuffled else index, plan, output)
 
 
 def _check_same(made: ShardRecord, expected: ShardRecord) -> None:

@@ -54,7 +54,7 @@ def make_files(
 FILES = ["data", "note=note"]
 
 
-def pack_files(index: Path | str, out: Path | str, **changes: Any) -> PackSummary:
+def pack_files(index: Path | str | pa.Table, out: Path | str, **changes: Any) -> PackSummary:
     """Pack an index of ``make_files`` in this process, six samples a shard, but for ``changes``."""
     names = ("shard_size", "samples_per_shard", "shuffle", "seed", "on_error", "metadata_member")
     options = {name: changes.pop(name) for name in names if name in changes}
@@ -62,7 +62,7 @@ def pack_files(index: Path | str, out: Path | str, **changes: Any) -> PackSummar
         options.setdefault("samples_per_shard", 6)
     workers = changes.pop("workers", 1)
     return pack(
-        str(index),
+        index if isinstance(index, pa.Table) else str(index),
         str(out),
         **{"files": FILES, "inline": ["caption=txt"], **changes},
         options=PackOptions(**options),

@@ -1,0 +1,126 @@
+"""Workers: results, errors, losses; whatever happens, nothing is left running."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from shardkit.errors import ConfigError, NotFoundError
+from shardkit.pack.executors import LocalExecutor, WorkerLostError, nothing
+
+Report = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Square:
+    """Squares its items; dies at some, as often as its folder does not say that it did before."""
+
+    folder: str = ""
+    dies_at: frozenset[int] = frozenset()
+    times: int = 1
+
+    def __call__(self, item: int, report: Report) -> int:
+        report(1, item)
+        if item in self.dies_at:
+            deaths = len([name for name in os.listdir(self.folder) if name.startswith(f"{item}-")])
+            if deaths < self.times:
+                open(f"{self.folder}/{item}-{deaths}", "x").close()
+                os.kill(os.getpid(), signal.SIGKILL)
+        return item * item
+
+
+@dataclass(frozen=True)
+class Fails:
+    error: Exception
+
+    def __call__(self, item: int, report: Report) -> int:
+        del report
+        if item == 3:
+            raise self.error
+        time.sleep(0.01)
+        return item
+
+
+def no_children() -> bool:
+    return not [p for p in psutil.Process().children() if "shardkit.pack" in " ".join(p.cmdline())]
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_every_item_is_done_once_and_reported(workers: int) -> None:
+    seen: list[int] = []
+    results = LocalExecutor(workers).run(Square(), range(20), lambda _, size: seen.append(size))
+    assert sorted(results) == [n * n for n in range(20)]
+    assert sorted(seen) == list(range(20))
+    assert no_children()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_error_reaches_the_caller_as_it_was(workers: int) -> None:
+    error = NotFoundError("no such thing; look elsewhere")
+    with pytest.raises(NotFoundError) as caught:
+        list(LocalExecutor(workers).run(Fails(error), range(20), nothing))
+    assert str(caught.value) == "no such thing; look elsewhere"
+    assert no_children()
+
+
+def test_a_killed_worker_is_replaced(tmp_path: Path) -> None:
+    task = Square(str(tmp_path), frozenset({2, 5}))
+    assert sorted(LocalExecutor(2).run(task, range(8), nothing)) == [n * n for n in range(8)]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_workers_that_are_always_killed_are_given_up_with_the_remedy(tmp_path: Path) -> None:
+    task = Square(str(tmp_path), frozenset(range(8)), times=100)
+    with pytest.raises(WorkerLostError, match=r"4 worker processes in a row .*-9.*fewer --workers"):
+        list(LocalExecutor(2).run(task, range(8), nothing))
+    assert no_children()
+
+
+def test_an_abandoned_run_ends_its_workers() -> None:
+    run = LocalExecutor(2).run(Square(), range(1000), nothing)
+    next(run)  # type: ignore[call-overload]
+    run.close()  # type: ignore[attr-defined]
+    assert no_children()
+
+
+def test_workers_die_with_their_parent(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import time\n"
+        "from tests.pack.test_executors import Sleeps\n"
+        "from shardkit.pack.executors import LocalExecutor, nothing\n"
+        "list(LocalExecutor(2).run(Sleeps(), range(8), lambda *a: print('up', flush=True)))\n"
+    )
+    root = Path(__file__).parents[2]
+    process = subprocess.Popen(
+        [sys.executable, script],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )
+    assert process.stdout is not None
+    assert [process.stdout.readline() for _ in range(2)] == [b"up\n"] * 2
+    workers = psutil.Process(process.pid).children()
+    assert len(workers) == 2
+    process.kill()
+    process.communicate()
+    assert not psutil.wait_procs(workers, timeout=5)[1]
+
+
+class Sleeps:
+    def __call__(self, item: int, report: Report) -> None:
+        report(1, 1)
+        time.sleep(60)
+
+
+def test_at_least_one_worker_is_needed() -> None:
+    with pytest.raises(ConfigError, match="workers=0 must be at least 1"):
+        LocalExecutor(0)
