@@ -66,7 +66,7 @@ def serve_s3(
     """Serve ``folder``; its first-level folders are the buckets.
 
     Args:
-        folder: local folder; files written into it later are seen at once.
+        folder: local folder; files written into it later are seen after a few milliseconds.
         faults: see ``Fault``; may also be appended to ``.faults`` later.
         proxied: False for benchmarks: straight to rclone, no log, no faults.
         latency_s: added to every request.

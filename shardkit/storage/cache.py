@@ -170,11 +170,12 @@ class Cache:
                 return entry
             try:
                 entry = self._fetch(opened, _Wanted(name, key, fill, size, due))
-                self.stats.misses += 1
-                return entry
             except _NoRoomError:
                 if room == "or raise":
                     raise BlockingIOError(f"no room for {key}: everything is in use") from None
+            else:
+                self.stats.misses += 1
+                return entry
         self.stats.misses += 1
         self.stats.passed_through += 1
         return in_memory(key, fill, size)

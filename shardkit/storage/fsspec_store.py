@@ -12,7 +12,14 @@ from typing import Any, TypeVar
 
 import fsspec
 
-from shardkit.errors import ConfigError, MissingDependencyError, ShardkitError, TransientError
+from shardkit.errors import (
+    ConfigError,
+    MissingDependencyError,
+    NotFoundError,
+    ShardkitError,
+    StoreError,
+    TransientError,
+)
 from shardkit.storage.boundary import short_range, store_error
 from shardkit.storage.forks import start_anew_in_children
 from shardkit.storage.options import Options
@@ -72,9 +79,17 @@ class FsspecStore:
         """Return ``[start, stop)``, also from a server that sends the whole object instead."""
         if start == stop:
             return b""
-        data = bytes(
-            self._call("read", url, lambda fs, path: fs.cat_file(path, start=start, end=stop))
-        )
+        try:
+            data = self._call(
+                "read", url, lambda fs, path: fs.cat_file(path, start=start, end=stop)
+            )
+        except (NotFoundError, TransientError):
+            raise
+        except StoreError as error:  # some servers refuse a range past the end, each its own way
+            size = self.stat(url).size
+            if stop > size >= 0:
+                raise short_range(url, start, stop, size) from error
+            raise
         if len(data) > stop - start:
             data = data[start:stop]
         if len(data) < stop - start:
@@ -84,7 +99,7 @@ class FsspecStore:
                     f"{url}: got {len(data)} bytes for the range {start} to {stop}"
                 )
             raise short_range(url, start, stop, size)
-        return data
+        return bytes(data)
 
     def get_ranges(self, url: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         """Return each range; near ones in one request."""
@@ -193,7 +208,10 @@ def _open_file_system(url: str, scheme: str, options: Options) -> Any:
         if "::" in url:
             fs, _ = fsspec.core.url_to_fs(url, **options.extra)
             return fs
-        return fsspec.filesystem(scheme, **arguments)
+        fs = fsspec.filesystem(scheme, **arguments)
+        if scheme in _S3:
+            fs.retries = 1  # ours is the one retry policy
+        return fs
     except ImportError as error:
         raise MissingDependencyError(f"{scheme}:// needs a library: {error}") from error
     except (ValueError, TypeError) as error:
@@ -234,6 +252,8 @@ def _mapped(verb: str, url: str, error: Exception) -> Exception:
         return store_error(verb, url, error)
     if getattr(error, "status", None) in (401, 403):
         return store_error(verb, url, PermissionError(str(error)))
+    if getattr(error, "errno", None) == errno.EINVAL or getattr(error, "status", None) == 416:
+        return store_error(verb, url, error)
     if isinstance(error, (ValueError, TypeError, NotImplementedError)):
         return store_error(verb, url, error)
     return TransientError(f"cannot {verb} {url}: {type(error).__name__}: {error}")

@@ -12,15 +12,15 @@ import re
 import ssl
 import threading
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from urllib.parse import quote, urljoin, urlsplit
 
-from shardkit.errors import ConfigError, CorruptError, NotFoundError, StoreError, TransientError
+from shardkit.errors import ConfigError, NotFoundError, StoreError, TransientError
 from shardkit.storage.bodies import Body
 from shardkit.storage.boundary import short_range
 from shardkit.storage.forks import start_anew_in_children
 
-__all__ = ["HttpClient", "plain_url"]
+__all__ = ["HttpClient", "RangePastEndError", "plain_url"]
 
 CHUNK = 1 << 20
 MAX_IDLE = 64
@@ -32,6 +32,10 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MAX_REDIRECTS = 5
 _BROKEN = (OSError, http.client.HTTPException)
 _Host = tuple[str, str]
+
+
+class RangePastEndError(Exception):
+    """The server says that the range begins after the object's end; who asked knows the rest."""
 
 
 class HttpClient:
@@ -72,14 +76,24 @@ class HttpClient:
         finally:
             connection.close()
 
-    def open(self, url: str, name: str, start: int, stop: int | None) -> Body:
-        """Ask for bytes ``[start, stop)``; ``stop=None`` is the end."""
+    def open(
+        self, url: str, name: str, start: int, stop: int | None, size_of: Callable[[], int]
+    ) -> Body:
+        """Ask for bytes ``[start, stop)``; ``stop=None`` is the end.
+
+        ``size_of`` tells the object's size (-1 unknown) where the answer leaves that open.
+
+        Raises:
+            CorruptError: the object ends before ``stop``.
+            RangePastEndError: it ends before ``start``.
+            NotFoundError, TransientError, StoreError: as stores do.
+        """
         headers = {}
         if start > 0 or stop is not None:
             headers["Range"] = f"bytes={start}-" + ("" if stop is None else str(stop - 1))
         connection, answer, host = self._ask("GET", url, name, headers)
         try:
-            skip, wanted = _place_in_answer(answer, name, start, stop)
+            skip, wanted = _place_in_answer(answer, name, start, stop, size_of)
         except BaseException:
             connection.close()
             raise
@@ -87,7 +101,7 @@ class HttpClient:
         end = stop if wanted is None else start + wanted
         return Body(_version(answer), end, chunks)
 
-    def _chunks(  # noqa: PLR0917 - all that a body needs until it is read
+    def _chunks(
         self,
         connection: http.client.HTTPConnection,
         answer: http.client.HTTPResponse,
@@ -204,7 +218,11 @@ def _exchange(
 
 
 def _place_in_answer(
-    answer: http.client.HTTPResponse, name: str, start: int, stop: int | None
+    answer: http.client.HTTPResponse,
+    name: str,
+    start: int,
+    stop: int | None,
+    size_of: Callable[[], int],
 ) -> tuple[int, int | None]:
     """Return how many bytes of an answer to skip, and how many to take (None: to its end).
 
@@ -214,6 +232,8 @@ def _place_in_answer(
     """
     length = _length(answer)
     asked = None if stop is None else stop - start
+    if start == 0 and stop is None:
+        return 0, length
     found = _content_range(answer)
     if found is not None:  # with status 206, or 200 as some servers have it
         first, total = found
@@ -222,13 +242,15 @@ def _place_in_answer(
         if stop is not None and total is not None and stop > total:
             raise short_range(name, start, stop, total)
         return 0, length if asked is None else asked
-    if asked is not None and length == asked:
-        return 0, asked  # a range without Content-Range, or the whole object and that is right
-    if length is None:
-        return start, asked
-    if max(start, stop or 0) > length:
-        raise short_range(name, start, length if stop is None else stop, length)
-    return start, length - start if asked is None else asked
+    # Status 200 and no Content-Range: the range alone, or the whole object? The size decides.
+    total = size_of()
+    if total >= 0 and max(start, stop or 0) > total:
+        raise short_range(name, start, total if stop is None else stop, total)
+    is_range = length == asked if total < 0 else length is not None and length < total
+    if is_range:
+        return 0, length if asked is None else asked
+    rest = None if length is None else length - start
+    return start, rest if asked is None else asked
 
 
 def _raise_for_status(answer: http.client.HTTPResponse, name: str) -> None:
@@ -239,11 +261,7 @@ def _raise_for_status(answer: http.client.HTTPResponse, name: str) -> None:
     if status in (404, 410):
         raise NotFoundError(f"cannot read {name}: {said}; there is no such object")
     if status == 416:
-        found = re.match(r"bytes \*/(\d+)", answer.headers.get("Content-Range", ""))
-        raise CorruptError(
-            f"{name}: {said}: the object{f' has {found[1]} bytes and' if found else ''} ends "
-            "before the range that was asked for; it was cut or replaced since it was indexed"
-        )
+        raise RangePastEndError(name)
     if status in _TRANSIENT:
         raise TransientError(f"cannot read {name}: {said}")
     if status in (401, 403, 407):

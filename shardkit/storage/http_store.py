@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from shardkit.errors import StoreError
-from shardkit.storage.bodies import OpenBody, read_body, stream_body
-from shardkit.storage.http_client import HttpClient
+from shardkit.storage.bodies import Body, OpenBody, read_body, stream_body
+from shardkit.storage.boundary import short_range
+from shardkit.storage.http_client import HttpClient, RangePastEndError
 from shardkit.storage.options import Options
 from shardkit.storage.protocol import ObjectInfo
 from shardkit.storage.ranges import fetch_ranges
@@ -70,7 +71,14 @@ class HttpStore:
         raise _read_only(url)
 
     def _opener(self, url: str) -> OpenBody:
-        return lambda start, stop: self._client.open(url, url, start, stop)
+        def open_body(start: int, stop: int | None) -> Body:
+            try:
+                return self._client.open(url, url, start, stop, lambda: self.stat(url).size)
+            except RangePastEndError as error:
+                end = start if stop is None else stop
+                raise short_range(url, start, end, self.stat(url).size) from error
+
+        return open_body
 
 
 def _read_only(url: str) -> StoreError:

@@ -25,7 +25,7 @@ from shardkit.storage.bodies import Body, OpenBody, read_body, stream_body
 from shardkit.storage.boundary import short_range, store_error
 from shardkit.storage.credentials import AwsCredentials, find_aws
 from shardkit.storage.forks import keep_for_ever, start_anew_in_children
-from shardkit.storage.http_client import HttpClient
+from shardkit.storage.http_client import HttpClient, RangePastEndError
 from shardkit.storage.options import Options
 from shardkit.storage.protocol import ObjectInfo
 from shardkit.storage.ranges import fetch_ranges
@@ -203,7 +203,11 @@ class ObstoreStore:
         def open_body(start: int, stop: int | None) -> Body:
             if bucket in self._refused and (start > 0 or stop is not None):
                 signed = obstore.sign(client, "GET", key, _SIGNED_FOR)
-                return self._signed.open(signed, url, start, stop)
+                try:
+                    return self._signed.open(signed, url, start, stop, lambda: self.stat(url).size)
+                except RangePastEndError as error:
+                    end = start if stop is None else stop
+                    raise short_range(url, start, end, self.stat(url).size) from error
             try:
                 found = obstore.get(client, key, options=_range_options(start, stop))
             except Exception as error:

@@ -148,5 +148,5 @@ def _obstore_is_usable() -> bool:
 
 def _obstore_can_spell(url: str) -> bool:
     """Can obstore name this key? Its paths have no empty and no dot segments."""
-    key = url.split("://", 1)[1].rstrip("/")
-    return not any(part in ("", ".", "..") for part in key.split("/"))
+    _, _, key = url.split("://", 1)[1].partition("/")
+    return not key or not any(part in ("", ".", "..") for part in key.rstrip("/").split("/"))
