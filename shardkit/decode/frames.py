@@ -31,6 +31,7 @@ _JUMP_S = 3.0  # a seek and a new keyframe cost less than decoding this long a s
 _GROUP_S = 30.0  # bounds the compressed packets held at once
 _EARLIER_S = (0.0, 1.0, 4.0, 16.0)  # how much earlier to seek when a seek lands too late
 _MAX_REORDER = 16
+_UNTIMED = frozenset({"avi", "h264", "hevc", "m4v", "mpegvideo"})
 
 
 class PastEndError(DecodeError):
@@ -49,7 +50,8 @@ class Timeline:
     """How a stream counts time: seconds = (pts - origin) * tick.
 
     ``frame`` is what one frame lasts on average. Where ``is_told`` is false, the container has no
-    times (AVI: what FFmpeg makes up changes with each seek), so frames are counted from the first.
+    times (a bare stream; or AVI, for which FFmpeg makes up other ones after each seek), frames are
+    counted from the first.
     """
 
     origin: int
@@ -78,7 +80,7 @@ def timeline_of(container: Any, stream: Any) -> Timeline:
         origin=stream.start_time or 0,
         tick=float(stream.time_base),
         frame=1 / float(rate) if rate else 0.04,
-        is_told=container.format.name != "avi",
+        is_told=container.format.name not in _UNTIMED,
     )
 
 
@@ -295,9 +297,10 @@ def _frames_one_by_one(
     container: Any, stream: Any, line: Timeline, times: Sequence[float], writer: FrameWriter
 ) -> list[float]:
     """Decode from the start, counting frames where they carry no time."""
-    stream.codec_context.flush_buffers()
-    stream.codec_context.skip_frame = "DEFAULT"
-    container.seek(_begin(line) if line.is_told else line.origin, stream=stream)
+    if line.is_told:  # something was read already
+        stream.codec_context.flush_buffers()
+        stream.codec_context.skip_frame = "DEFAULT"
+        container.seek(_begin(line), stream=stream)
     begins: list[float] = []
     before: tuple[float, Any] | None = None
     end = 0.0

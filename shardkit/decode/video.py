@@ -88,7 +88,7 @@ class Video:
             if is_on_its_side(container, stream):
                 height, width = width, height
             return VideoInfo(
-                duration=_header_duration(container, stream) or last_end(container, stream),
+                duration=_header_duration(container, stream) or self._end(),
                 fps=1 / timeline_of(container, stream).frame,
                 height=height,
                 width=width,
@@ -149,19 +149,18 @@ class Video:
         with open_container(self.source) as container:
             stream = self._stream(container)
             rate = native_fps or 1 / timeline_of(container, stream).frame
-            length = duration or _header_duration(container, stream) or last_end(container, stream)
+            length = duration or _header_duration(container, stream) or self._end()
             plan = request.plan(length, rate)
             if seek == "keyframe":
                 plan = _moved(plan, keyframe_before(container, stream, plan.start))
             try:
-                return _decoded(
-                    container, stream, plan, FrameWriter(len(plan.times), min_size, out)
-                )
+                writer = FrameWriter(len(plan.times), min_size, out)
+                return _decoded(container, stream, plan, writer)
             except PastEndError as error:
                 if duration is not None or error.end >= length:
                     raise
                 plan = request.plan(error.end, rate)  # the header promised more than there is
-            return _decoded(container, stream, plan, FrameWriter(len(plan.times), min_size, out))
+        return self._decoded(plan, min_size, out)
 
     def frames_at(
         self,
@@ -185,30 +184,21 @@ class Video:
         times = np.asarray(timestamps, np.float64)
         if times.ndim != 1 or not len(times) or not (times >= 0).all():
             raise ConfigError("timestamps must be a flat list of at least one time, 0 s or later")
-        with open_container(self.source) as container:
-            stream = self._stream(container)
-            step = (
-                float(np.diff(times).mean())
-                if len(times) > 1
-                else timeline_of(container, stream).frame
-            )
-            try:
-                plan = ClipPlan(times, step)
-                return _decoded(container, stream, plan, FrameWriter(len(times), min_size, out))
-            except PastEndError as error:
-                times = times[times < error.end]
-                if not allow_shorter or not len(times):
-                    raise
-            plan = ClipPlan(times, step)
-            return _decoded(container, stream, plan, FrameWriter(len(times), min_size, out))
+        step = float(np.diff(times).mean()) if len(times) > 1 else 0.0
+        try:
+            return self._decoded(ClipPlan(times, step), min_size, out)
+        except PastEndError as error:
+            times = times[times < error.end]
+            if not allow_shorter or not len(times):
+                raise
+        return self._decoded(ClipPlan(times, step), min_size, out)
 
     def frames(self, *, min_size: tuple[int, int] | None = None) -> Clip:
         """Decode every frame, at its own time."""
         with open_container(self.source) as container:
             stream = self._stream(container)
-            times = frame_times(container, stream)
-            plan = ClipPlan(np.array(times), timeline_of(container, stream).frame)
-            return _decoded(container, stream, plan, FrameWriter(len(times), min_size))
+            times, step = frame_times(container, stream), timeline_of(container, stream).frame
+        return self._decoded(ClipPlan(np.array(times), step), min_size, None)
 
     def audio(self, *, start: float = 0.0, duration: float | None = None) -> Audio:
         """Decode the sound of a stretch of the video, in step with its frames.
@@ -231,6 +221,18 @@ class Video:
             return audio
         missing = round(duration * audio.sample_rate) - audio.samples.shape[1]
         return Audio(np.pad(audio.samples, ((0, 0), (0, missing))), audio.sample_rate)
+
+    def _decoded(
+        self, plan: ClipPlan, min_size: tuple[int, int] | None, out: Frames | None
+    ) -> Clip:
+        with open_container(self.source) as container:
+            writer = FrameWriter(len(plan.times), min_size, out)
+            return _decoded(container, self._stream(container), plan, writer)
+
+    def _end(self) -> float:
+        """Find where the video ends, in seconds, by reading all its packets."""
+        with open_container(self.source) as container:
+            return last_end(container, self._stream(container))
 
     def _stream(self, container: Any) -> Any:
         if not container.streams.video:
@@ -259,6 +261,7 @@ def open_video(data: Source | Data | str) -> Video:
 def _decoded(container: Any, stream: Any, plan: ClipPlan, writer: FrameWriter) -> Clip:
     order = np.argsort(plan.times, kind="stable")
     begins = np.empty(len(order))
+    step = plan.step or timeline_of(container, stream).frame
     shown = frames_at(container, stream, plan.times[order].tolist(), writer.reordered(order))
     begins[order] = shown
     return Clip(
@@ -266,8 +269,8 @@ def _decoded(container: Any, stream: Any, plan: ClipPlan, writer: FrameWriter) -
         timestamps=plan.times,
         frame_times=begins,
         start=plan.start,
-        duration=plan.duration,
-        fps=1 / plan.step if plan.step > 0 else 0.0,
+        duration=len(order) * step,
+        fps=1 / step,
     )
 
 

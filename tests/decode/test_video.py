@@ -150,6 +150,35 @@ def test_intervals_are_kept_or_softened() -> None:
     assert 1.0 <= inside.start <= 1.4 - 0.16 + 1e-9
 
 
+def test_a_bare_stream_without_any_times_is_counted() -> None:
+    video = Video(media.video(50, container="h264"))
+    assert video.info().duration == pytest.approx(2.0, abs=0.05)
+    assert media.numbers_of(video.clip(5, start=1.0).frames) == [25, 26, 27, 28, 29]
+    assert media.numbers_of(video.frames().frames) == list(range(50))
+    with pytest.raises(DecodeError, match="no frame at"):
+        video.frames_at([3.0])
+    assert media.numbers_of(video.clip(2, start=1.0, seek="keyframe").frames) in ([25, 26], [0, 1])
+
+
+def test_wrong_requests_are_refused() -> None:
+    video = Video(KINDS["mp4"])
+    for options, message in (
+        ({"num_frames": 0}, "num_frames=0: give 1 or more"),
+        ({"fps": 0}, "fps=0: give a positive number"),
+        ({"start": "end"}, "start='end': give seconds or one of start, middle, random"),
+        ({"speed": -1}, "speed=-1: give a positive number"),
+        ({"interval_mode": "loose"}, "interval_mode='loose': give one of hard, soft"),
+        ({"interval": (2, 1)}, "its start must not be after its stop"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            video.clip(**options)
+    for times in ([], [-1.0], [[0.0]]):
+        with pytest.raises(ConfigError, match="0 s or later"):
+            video.frames_at(times)
+    early = video.clip(4, interval=(-0.5, 0.1), interval_mode="soft")
+    assert media.numbers_of(early.frames) == [0, 1, 2, 3]
+
+
 def test_two_videos_show_the_same_moments_by_timestamps() -> None:
     slow, fast = Video(media.video(50, fps=25)), Video(media.video(100, fps=50))
     clip = slow.clip(6, fps=10, start="random", rng=np.random.default_rng(0))
