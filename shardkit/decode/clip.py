@@ -30,11 +30,6 @@ class ClipPlan:
         """The first moment of the clip, in seconds."""
         return float(self.times[0])
 
-    @property
-    def duration(self) -> float:
-        """How long the clip lasts in the source: each frame is shown for one step."""
-        return len(self.times) * self.step
-
 
 @dataclass(frozen=True, slots=True)
 class ClipRequest:

@@ -184,7 +184,7 @@ class Video:
         times = np.asarray(timestamps, np.float64)
         if times.ndim != 1 or not len(times) or not (times >= 0).all():
             raise ConfigError("timestamps must be a flat list of at least one time, 0 s or later")
-        step = float(np.diff(times).mean()) if len(times) > 1 else 0.0
+        step = float(np.ptp(times)) / max(1, len(times) - 1)
         try:
             return self._decoded(ClipPlan(times, step), min_size, out)
         except PastEndError as error:

@@ -95,6 +95,8 @@ def test_explicit_times_in_any_order(clip50: Video) -> None:
     clip = clip50.frames_at(times)
     assert media.numbers_of(clip.frames) == [47, 0, 10, 47, 1, 25]
     assert clip.timestamps.tolist() == times
+    assert clip.fps == pytest.approx(5 / 1.9)
+    assert clip50.frames_at([1.0]).duration == pytest.approx(0.04)
 
 
 def test_all_frames_and_facts(clip50: Video) -> None:
