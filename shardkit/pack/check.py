@@ -101,12 +101,12 @@ def is_sound(tar: memoryview, offsets: npt.NDArray[np.int64], layout: ShardLayou
         return False
     if bytes(tar[int(offsets[-1]) :]) != END_OF_TAR:
         return False
-    members = zip(
-        rows.tolist(), starts.tolist(), stops.tolist(), sums.tolist(), kinds.tolist(), strict=True
-    )
-    for row, start, stop, digest, kind in members:
+    columns = (column.tolist() for column in (rows, starts, stops, ends, sums, kinds))
+    for row, start, stop, end, digest, kind in zip(*columns, strict=True):
         header = member_header(tar_name(keys[row], exts[kind]), stop - start, digest)
-        if tar[start - BLOCK : start] != header or checksum(tar[start:stop]) != digest:
+        if bytes(tar[start - BLOCK : start]) != header or bytes(tar[stop:end]).strip(b"\0"):
+            return False
+        if checksum(tar[start:stop]) != digest:
             return False
     return True
 
@@ -202,6 +202,9 @@ def _check_sample(
                     f"{place[0]:,}+{place[1] - place[0]:,}"
                 )
             digest = checksum(tar[member.start : stop_of_data])
+            header = member_header(tar_name(key, ext), member.size, member.checksum or 0)
+            if bytes(tar[member.header : member.start]) != header:
+                yield f"the header of {ext!r} is not what was packed"
             if any(tar[stop_of_data : member.start + padded(member.size)]):
                 yield f"the padding after {ext!r} is not zeros"
             if digest != place[2] or digest != member.checksum:
