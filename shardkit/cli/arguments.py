@@ -7,8 +7,16 @@ import json
 from typing import Any
 
 from shardkit.errors import ConfigError
+from shardkit.index.names import MEDIA_TYPES
 
-__all__ = ["add_index_arguments", "add_storage_arguments", "index_arguments", "storage_options"]
+__all__ = [
+    "add_folder_arguments",
+    "add_index_arguments",
+    "add_storage_arguments",
+    "folder_arguments",
+    "index_arguments",
+    "storage_options",
+]
 
 
 def add_index_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +39,22 @@ def add_index_arguments(parser: argparse.ArgumentParser) -> None:
         "--meta", metavar="COLUMN", nargs="*", help="metadata columns to keep (default: all others)"
     )
     group.add_argument("--where", metavar="SQL", help="keep the rows for which this SQL is true")
+
+
+def add_folder_arguments(parser: argparse.ArgumentParser) -> None:
+    """How a folder of files is read as an index."""
+    group = parser.add_argument_group("folders of files")
+    group.add_argument(
+        "--data-type", choices=tuple(MEDIA_TYPES), help="keep samples that have such a file"
+    )
+    group.add_argument(
+        "--folder-as", metavar="COLUMN", help="keep the name of a sample's folder: its class"
+    )
+
+
+def folder_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """The keyword arguments of ``open_index`` for folders."""
+    return {"data_type": args.data_type, "folder_as": args.folder_as}
 
 
 def index_arguments(args: argparse.Namespace) -> dict[str, Any]:

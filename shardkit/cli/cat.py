@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,6 +23,8 @@ from shardkit.storage.store import open_store
 
 __all__ = ["add_arguments", "run"]
 
+_READERS = 16  # sidecars looked through at a time
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
@@ -34,11 +37,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Find the sample by the sidecars' keys, then read one range."""
     dataset = PackedDataset.open(args.dataset, open_store(storage_options(args)))
-    for shard in range(len(dataset.shards)):
-        table = _rows(dataset.sidecar(shard), fit_key(args.key))
-        if table:
-            exts, row = table
-            return _show(dataset, shard, exts, row, args.ext)
+    key = fit_key(args.key)
+    num_shards = len(dataset.shards)
+    with ThreadPoolExecutor(_READERS, "shardkit-cat") as pool:
+        found = pool.map(lambda shard: _rows(dataset.sidecar(shard), key), range(num_shards))
+        for shard, table in enumerate(found):
+            if table:
+                pool.shutdown(wait=False, cancel_futures=True)
+                exts, row = table
+                return _show(dataset, shard, exts, row, args.ext)
     raise NotFoundError(f"{dataset.url} has no sample with key {args.key!r}")
 
 

@@ -1,4 +1,4 @@
-"""``shardkit info OUT``: what a packed dataset holds."""
+"""``shardkit info SRC``: what a packed dataset or an index holds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import numpy as np
 from shardkit.cli.arguments import add_storage_arguments, storage_options
 from shardkit.cli.echo import echo
 from shardkit.format.sizes import show_size
+from shardkit.index.open import open_index
 from shardkit.index.shards import PackedDataset
+from shardkit.index.sources import identify
 from shardkit.storage.store import open_store
 
 __all__ = ["add_arguments", "run"]
@@ -20,13 +22,17 @@ _QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("dataset", metavar="OUT", help="folder or URL of a packed dataset")
+    parser.add_argument("dataset", metavar="SRC", help="a packed dataset, or any index")
     add_storage_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Say what there is: counts, sizes, members, metadata."""
-    dataset = PackedDataset.open(args.dataset, open_store(storage_options(args)))
+    store = open_store(storage_options(args))
+    if identify(store, args.dataset).kind != "packed":
+        echo(open_index(args.dataset, store=store).describe())
+        return 0
+    dataset = PackedDataset.open(args.dataset, store)
     manifest, shards = dataset.manifest, dataset.shards
     echo(f"{dataset.url}")
     echo(

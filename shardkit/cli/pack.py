@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 
 from shardkit.cli.arguments import (
+    add_folder_arguments,
     add_index_arguments,
     add_storage_arguments,
+    folder_arguments,
     index_arguments,
     storage_options,
 )
@@ -25,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SRC", help="index file, wildcard, list, folder or tars")
     parser.add_argument("out", metavar="OUT", help="folder for the shards, local or a URL")
     add_index_arguments(parser)
+    add_folder_arguments(parser)
     shards = parser.add_argument_group("shards")
     shards.add_argument("--shard-size", default=DEFAULT_SHARD_SIZE, metavar="SIZE")
     shards.add_argument("--samples-per-shard", type=int, metavar="N")
@@ -62,7 +65,11 @@ def run(args: argparse.Namespace) -> int:
         metadata_member=args.metadata_member,
     )
     index, output = open_for_pack(
-        args.source, args.out, storage_options=storage_options(args), **index_arguments(args)
+        args.source,
+        args.out,
+        storage_options=storage_options(args),
+        **index_arguments(args),
+        **folder_arguments(args),
     )
     echo(index.describe())
     if args.dry_run:

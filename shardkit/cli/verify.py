@@ -8,8 +8,10 @@ from __future__ import annotations
 import argparse
 
 from shardkit.cli.arguments import (
+    add_folder_arguments,
     add_index_arguments,
     add_storage_arguments,
+    folder_arguments,
     index_arguments,
     storage_options,
 )
@@ -36,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--repair", metavar="INDEX", help="make bad shards again from the index they came from"
     )
     add_index_arguments(parser)
+    add_folder_arguments(parser)
     add_storage_arguments(parser)
 
 
@@ -61,7 +64,11 @@ def run(args: argparse.Namespace) -> int:
     if not report.bad_shards or report.is_lone_tars:
         raise ConfigError("there is no shard of a packed dataset to repair; pack anew")
     index, output = open_for_pack(
-        args.repair, report.url, storage_options=options, **index_arguments(args)
+        args.repair,
+        report.url,
+        storage_options=options,
+        **index_arguments(args),
+        **folder_arguments(args),
     )
     repaired = repair_shards(index, output, report.bad_shards, executor)
     echo(f"made again, with the bytes that were packed first: {', '.join(repaired)}")

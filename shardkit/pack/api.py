@@ -28,6 +28,8 @@ def pack(
     inline: Sequence[str] | Mapping[str, str] | str | None = None,
     metadata: Sequence[str] | str | None = None,
     where: str | None = None,
+    data_type: str | None = None,
+    folder_as: str | None = None,
     options: PackOptions | None = None,
     executor: Executor | None = None,
     storage_options: Mapping[str, Any] | None = None,
@@ -47,6 +49,8 @@ def pack(
         inline: columns whose values become members, ``"caption=txt"``.
         metadata: metadata columns to keep; default all others.
         where: SQL condition; rows for which it is not true are left out.
+        data_type: of folders of files: keep samples that have a file of this type.
+        folder_as: of folders of files: metadata column for the name of a sample's folder.
         options: sizes, order and policies; see ``PackOptions``.
         executor: who packs; default one process per core.
         storage_options: of the stores of both ends.
@@ -66,6 +70,8 @@ def pack(
         inline=inline,
         metadata=metadata,
         where=where,
+        data_type=data_type,
+        folder_as=folder_as,
         storage_options=storage_options,
     )
     return pack_index(
