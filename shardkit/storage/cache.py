@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _STEP = 4 << 20
-"""Bytes reserved at a time for an object of unknown size."""
+"""Most bytes reserved at a time for an object of unknown size."""
 
 
 class Sink(Protocol):
@@ -126,6 +126,18 @@ class Cache:
 
     def __reduce__(self) -> tuple[Callable[..., Cache], tuple[str, int | None, Policy]]:
         return _make_cache, (self.folder, self.limit, self.policy)
+
+    def rest_for_fork(self) -> None:
+        """Before a fork: no transaction is under way, the ledger is closed."""
+        self._lock.acquire()
+        if self._opened is not None:
+            self._opened.space.rest_for_fork()
+
+    def go_on_after_fork(self) -> None:
+        """After a fork, in the parent: go on."""
+        if self._opened is not None:
+            self._opened.space.go_on_after_fork()
+        self._lock.release()
 
     def forget_parent(self) -> None:
         """In a forked child: leave the parent's locks and ledger alone, open our own."""
@@ -399,8 +411,10 @@ class _AsideSink:
         missing = self.size + len(data) - self._reserved
         if missing > 0:
             self._check_limit(self.size + len(data))
-            rest = _STEP if self._limit is None else min(_STEP, self._limit - self._reserved)
-            if rest <= missing or not self._may_claim(rest):
+            step = min(_STEP, max(self._reserved, missing))  # doubles, up to a point
+            if self._limit is not None:
+                step = min(step, self._limit - self._reserved)
+            if step <= missing or not self._may_claim(step):
                 self._claim(missing)
         view = memoryview(data)
         while view:

@@ -1,17 +1,19 @@
-"""What a forked child must not inherit: objects say here how to start anew in a child.
+"""What a forked child must not inherit: objects say here how to be forked, and how to start anew.
 
-A fork copies locks that some other thread may hold, sockets that the parent goes on using, and
-clients whose own threads are gone. Each such object is told in the child, before anything runs.
+A fork copies locks that some other thread may hold, sockets that the parent goes on using, clients
+whose own threads are gone, and SQLite's idea of which file locks this process holds. Each such
+object is told before the fork, after it in the parent, and in the child before anything runs.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import threading
 import weakref
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-__all__ = ["Forgetful", "keep_for_ever", "start_anew_in_children"]
+__all__ = ["Forgetful", "Forkable", "keep_for_ever", "start_anew_in_children"]
 
 
 class Forgetful(Protocol):
@@ -22,26 +24,58 @@ class Forgetful(Protocol):
         ...
 
 
+@runtime_checkable
+class Forkable(Forgetful, Protocol):
+    """An object that must also come to rest before a fork."""
+
+    def rest_for_fork(self) -> None:
+        """Finish what is under way and hold still; called by the thread that forks."""
+        ...
+
+    def go_on_after_fork(self) -> None:
+        """Go on, in the parent."""
+        ...
+
+
 _alive: weakref.WeakSet[Forgetful] = weakref.WeakSet()
+_one_fork = threading.Lock()  # held from before a fork until after it
+_resting: list[Forkable] = []  # guarded by _one_fork
 
 
 def start_anew_in_children(thing: Forgetful) -> None:
-    """Have ``thing.forget_parent()`` called in every child that is forked from now on."""
+    """Have ``thing`` told of every fork from now on; a ``Forkable`` in the parent too."""
     _alive.add(thing)
 
 
 def keep_for_ever(thing: object) -> None:
     """Never free ``thing``, not even when the interpreter ends.
 
-    For what a forked child inherits and must not close: a database connection, a client with
-    threads in the parent.
+    For what a forked child inherits and must not close, such as a client with threads in the
+    parent.
     """
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 
 
+def _before() -> None:
+    _one_fork.acquire()
+    for thing in sorted(_alive, key=id):  # one order for all threads
+        if isinstance(thing, Forkable):
+            thing.rest_for_fork()
+            _resting.append(thing)
+
+
+def _in_parent() -> None:
+    while _resting:
+        _resting.pop().go_on_after_fork()
+    _one_fork.release()
+
+
 def _in_child() -> None:
+    global _one_fork  # noqa: PLW0603 - the inherited one is held, maybe by a thread that is gone
+    _one_fork = threading.Lock()
+    _resting.clear()
     for thing in list(_alive):
         thing.forget_parent()
 
 
-os.register_at_fork(after_in_child=_in_child)
+os.register_at_fork(before=_before, after_in_parent=_in_parent, after_in_child=_in_child)

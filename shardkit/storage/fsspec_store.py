@@ -209,15 +209,15 @@ def _open_file_system(url: str, scheme: str, options: Options) -> Any:
             fs, _ = fsspec.core.url_to_fs(url, **options.extra)
             return fs
         fs = fsspec.filesystem(scheme, **arguments)
-        if scheme in _S3:
-            fs.retries = 1  # ours is the one retry policy
-        return fs
     except ImportError as error:
         raise MissingDependencyError(f"{scheme}:// needs a library: {error}") from error
     except (ValueError, TypeError) as error:
         raise ConfigError(
             f"cannot open {scheme}://: {error}; see fsspec's list of known file systems"
         ) from error
+    if scheme in _S3:
+        fs.retries = 1  # ours is the one retry policy
+    return fs
 
 
 def _s3_arguments(options: Options) -> dict[str, Any]:

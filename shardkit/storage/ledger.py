@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from shardkit.errors import CacheError
-from shardkit.storage.forks import keep_for_ever
 
 __all__ = ["Ledger", "Row"]
 
@@ -65,24 +64,24 @@ class Ledger:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        with self._mapped_errors():
-            self._db = sqlite3.connect(
-                path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False
-            )
-            self._db.execute("PRAGMA journal_mode=WAL")
-            # entries are files: after a power cut the boot check compares both anyway
-            self._db.execute("PRAGMA synchronous=NORMAL")
-            if self._db.execute("PRAGMA user_version").fetchone()[0] == 0:
-                self._db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version=1; COMMIT;")
+        self._connection: sqlite3.Connection | None = None
+
+    @property
+    def _db(self) -> sqlite3.Connection:
+        if self._connection is None:
+            self._connection = _connect(self._path)
+        return self._connection
 
     def close(self) -> None:
-        """Close the connection."""
-        with self._mapped_errors():
-            self._db.close()
+        """Close the connection; the next use opens it again.
 
-    def abandon(self) -> None:
-        """In a forked child: never close this connection, it would disturb the parent's."""
-        keep_for_ever(self._db)
+        Must happen before every fork: SQLite keeps in memory which locks its process holds, so a
+        child that inherits an open connection would believe that it holds the parent's.
+        """
+        if self._connection is not None:
+            with self._mapped_errors():
+                self._connection.close()
+            self._connection = None
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -231,3 +230,13 @@ class Ledger:
                     f"{self._path}* and the entries beside it: it is only a cache"
                 )
             raise mapped from error
+
+
+def _connect(path: str) -> sqlite3.Connection:
+    db = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
+    db.execute("PRAGMA journal_mode=WAL")
+    # entries are files: after a power cut the boot check compares both anyway
+    db.execute("PRAGMA synchronous=NORMAL")
+    if db.execute("PRAGMA user_version").fetchone()[0] == 0:
+        db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version=1; COMMIT;")
+    return db

@@ -75,7 +75,7 @@ class Folder:
         for part in sorted(os.listdir(self.entries)):
             with contextlib.suppress(NotADirectoryError):
                 for name in os.listdir(os.path.join(self.entries, part)):
-                    if is_entry_name(name):
+                    if name[:2] == part and is_entry_name(name):
                         yield name
 
 
@@ -216,7 +216,15 @@ class Space:
     def abandon(self) -> None:
         """Leave everything to the parent: called in a forked child, which then starts anew."""
         self._lease.abandon()
-        self._ledger.abandon()
+
+    def rest_for_fork(self) -> None:
+        """Hold still with the ledger closed; ``go_on_after_fork`` ends it."""
+        self._lock.acquire()
+        self._ledger.close()
+
+    def go_on_after_fork(self) -> None:
+        """Go on in the parent; the ledger opens by itself."""
+        self._lock.release()
 
     def repair(self) -> list[str]:
         """Make ledger and disk agree; return what was wrong. For ``check`` and new boots."""
