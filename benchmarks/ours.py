@@ -61,6 +61,7 @@ def load_threads(task: Task) -> Result:
         batch_size=64,
         num_workers=task.options["workers"],
         collate_fn=as_list,
+        remainder="keep",
     )
     return timed_pass(Again(lambda: flat(batches)), task)
 
