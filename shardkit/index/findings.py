@@ -189,8 +189,8 @@ def find(groups: Groups, choices: Choices, store: Store) -> Findings:
     taken = {column.name for column in files} | {
         c for f in files for c in (f.size, f.offset, f.xxh3) if c
     }
-    wanted = choices.key or (KEY if ranges else None)  # keys of a tar may repeat: they are its own
-    key = _key(wanted, head, taken, schema, notes)
+    chosen = choices.key or (KEY if ranges else None)  # keys of a tar may repeat: they are its own
+    key = _key(chosen, head, taken, schema, notes)
     if choices.metadata is not None:
         metadata = list(_parse_columns(choices.metadata, "metadata", schema))
     else:

@@ -28,6 +28,7 @@ __all__ = [
     "keep_unnamed",
     "unify",
     "write_arrow",
+    "write_arrow_groups",
 ]
 
 _BATCH_BYTES = 64 << 20  # of a group that we cut, however few rows that are (images in cells)
@@ -104,6 +105,14 @@ def write_arrow(
                 hashed.write_batch(batch)
                 counts.append(batch.num_rows)
     return counts, str(hasher.hexdigest())
+
+
+def write_arrow_groups(path: str, schema: pa.Schema, tables: Tables) -> None:
+    """Write each table as one record batch."""
+    with pa.ipc.new_file(path, schema) as file:
+        for table in tables:
+            whole = table.replace_schema_metadata(None).cast(schema).combine_chunks()
+            file.write_batch((whole.to_batches() or schema.empty_table().to_batches())[0])
 
 
 def _cut(tables: Tables, max_bytes: int) -> Tables:

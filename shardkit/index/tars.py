@@ -41,6 +41,8 @@ _GNU_KINDS = frozenset((b"L", b"K", b"S"))  # their prefix field holds other thi
 _MAX_RECORD = 1 << 20  # bytes of a long name or PAX record; a path has at most 4,096
 _MAX_RECORDS = 64  # such records in front of one member: one or two in an honest tar
 _RECORD = re.compile(rb"(\d+) ([^=]+)=")
+_TELLING = frozenset((b"path", b"size"))  # PAX keywords that say where a member is
+_SPARSE = b"GNU.sparse."
 _MARK = np.frombuffer(b"xxh3:", dtype=np.uint8)  # of the checksum that our own headers carry
 _BATCH = 4096  # headers whose sums are checked, and whose names are parted, at once
 _TRAILING = 64 << 10  # bytes looked at behind the end-of-tar for another tar
@@ -293,7 +295,8 @@ class _Headers:
             self.common.update(self._pax(body, position))
             return {}
         if kind in _PAX:
-            return {**self.common, **self._pax(body, position)}
+            own = self._pax(body, position)
+            return {**self.common, **own} if self.common else own
         return {_LONG[kind]: body.partition(b"\x00")[0]}
 
     def _get(self, position: int, length: int) -> bytes:
@@ -319,10 +322,12 @@ class _Headers:
             path = prefix + b"/" + path
         sparse = kind == b"S"
         for record in [self.common, *reversed(records)]:  # what stands first has the last word
+            if not record:
+                continue
             path = record.get("name", path)
             if "path" in record:
                 path = record["path"].rstrip(b"/")
-            sparse = sparse or any(name.startswith("GNU.sparse.") for name in record)
+            sparse = sparse or any(name.startswith("GNU.") for name in record)
             if "size" in record:
                 if not record["size"].isdigit():
                     raise self._broken(start - _BLOCK, f"size {record['size']!r}")
@@ -335,17 +340,16 @@ class _Headers:
         return path, length, kind
 
     def _pax(self, body: bytes, position: int) -> _Record:
-        """Records of length, blank, keyword, ``=``, value and line end."""
+        """Records of length, blank, keyword, ``=``, value and line end; those that matter here."""
         found = {}
         at = 0
         while match := _RECORD.match(body, at):
-            if len(match.group(1)) > 8:
-                raise self._broken(position, "a PAX record of an absurd length")
-            length = int(match.group(1))
+            digits, keyword = match.groups()
+            length = int(digits) if len(digits) < 9 else 0
             if length <= match.end() - at or at + length > len(body):
                 raise self._broken(position, "a PAX record of a wrong length")
-            keyword = match.group(2).decode("utf-8", "backslashreplace")
-            found[keyword] = body[match.end() : at + length - 1]
+            if keyword in _TELLING or keyword.startswith(_SPARSE):
+                found[keyword.decode()] = body[match.end() : at + length - 1]
             at += length
         return found
 

@@ -7,6 +7,7 @@ evaluated once, streaming, into a bitmap; a SELECT is written out as a new table
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -29,6 +30,7 @@ __all__ = ["is_select", "run_select", "select_rows"]
 TABLE = "dataframe"
 _ROW = "__row__"
 _VERSION = "1"
+_QUOTED = re.compile(r"""['"]([^'"]+)['"]""")
 _SELECT = re.compile(r"\s*(select|with|from)\b", re.IGNORECASE)
 
 
@@ -46,7 +48,7 @@ def select_rows(groups: Groups, where: str, scratch: Scratch) -> Selection:
     Raises:
         ConfigError: DuckDB does not take the condition; says why.
     """
-    name = xxh3_128_hexdigest(repr((_VERSION, groups.identity, where)).encode())
+    name = _name(groups, where)
     counts = groups.counts
 
     def make(part: str) -> None:
@@ -73,7 +75,7 @@ def run_select(groups: Groups, query: str, scratch: Scratch, source: str) -> Arr
     """
     if not re.search(rf"\b{TABLE}\b", query, re.IGNORECASE):
         raise ConfigError(f"where={query!r} is a query that does not name the table {TABLE!r}")
-    name = xxh3_128_hexdigest(repr((_VERSION, duckdb.__version__, groups.identity, query)).encode())
+    name = _name(groups, query)
     file = groups.file(0) if len(groups.counts) else ""
 
     def make(part: str, write: Write) -> None:
@@ -83,6 +85,18 @@ def run_select(groups: Groups, query: str, scratch: Scratch, source: str) -> Arr
         write(next(tables).schema, tables)
 
     return keep_tables(scratch, name, file or source, make)
+
+
+def _name(groups: Groups, asked: str) -> str:
+    """What a result is kept under: all that decides it, files that the query names included."""
+    files = []
+    for path in sorted(set(_QUOTED.findall(asked))):
+        if os.path.isfile(path):
+            status = os.stat(path)
+            files.append((path, status.st_size, status.st_mtime_ns))
+    return xxh3_128_hexdigest(
+        repr((_VERSION, duckdb.__version__, groups.identity, asked, files)).encode()
+    )
 
 
 def _run(

@@ -167,3 +167,18 @@ def test_a_hundred_million_rows_open_in_seconds_and_little_memory(tmp_path: Path
     seconds, megabytes = map(float, run.stdout.split())
     assert seconds < 20  # 5 on an idle machine; a guard, not a measurement
     assert megabytes < 300
+
+
+def test_a_mapped_copy_has_the_same_rows_and_fingerprint(tmp_path: Path) -> None:
+    for k in range(3):
+        part = wide_table(90_000).slice(k * 30_000, 30_000)
+        pq.write_table(part, tmp_path / f"{k}.parquet", row_group_size=7_000)
+    scratch = str(tmp_path / "s")
+    index = open_index(
+        f"{tmp_path}/*.parquet", metadata=["score"], where="score < .4", scratch=scratch
+    )
+    mapped = pickle.loads(pickle.dumps(index.mapped()))
+    assert mapped.fingerprint == index.fingerprint
+    assert mapped.counts.tolist() == index.counts.tolist()
+    assert same_rows(mapped, index)
+    assert mapped.describe_row(2, 0) == index.describe_row(2, 0)

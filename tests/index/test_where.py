@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from shardkit.errors import ConfigError, IndexDataError
+from shardkit.errors import ConfigError, CorruptError, IndexDataError
 from shardkit.index import open_index
-from tests.index.build import same_rows, summary
+from tests.index.build import all_keys, same_rows, summary
 
 COUNT = 20_000
 
@@ -160,3 +160,32 @@ def test_a_filter_is_part_of_the_fingerprint(path: Path, tmp_path: Path) -> None
     other = open_index(path, where="aspect > 2", scratch=scratch).fingerprint
     assert len({plain, one, other}) == 3
     assert one == same
+
+
+def test_a_filter_may_name_another_file_and_sees_when_it_changes(
+    path: Path, tmp_path: Path
+) -> None:
+    chosen = tmp_path / "chosen.parquet"
+    where = f"id IN (SELECT id FROM '{chosen}')"
+    pq.write_table(pa.table({"id": ["000003", "000005"]}), chosen)
+    assert all_keys(open_index(path, where=where, scratch=str(tmp_path / "s"))) == [
+        "000003",
+        "000005",
+    ]
+    pq.write_table(pa.table({"id": ["000004", "000001", "x"]}), chosen)
+    assert all_keys(open_index(path, where=where, scratch=str(tmp_path / "s"))) == [
+        "000001",
+        "000004",
+    ]
+
+
+def test_an_error_of_the_source_is_raised_as_it_is_and_not_as_a_bad_query(
+    table: pa.Table, tmp_path: Path
+) -> None:
+    path = tmp_path / "i.parquet"
+    pq.write_table(table, path, row_group_size=1_000)
+    data = bytearray(path.read_bytes())
+    data[1000:9000] = bytes(8000)
+    path.write_bytes(bytes(data))
+    with pytest.raises(CorruptError, match=r"i\.parquet can't be read as Parquet"):
+        open_index(path, key="id", files=[], metadata=["aspect"], where="aspect > 1 OR id = '1'")
