@@ -279,10 +279,28 @@ class Space:
         return min(free, generous)
 
     def _make_disk_room(self, num_bytes: int) -> int:
+        try:
+            self._flush()  # what we published ourselves can then be evicted like all else
+        except CacheError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            if gone := self._unpublish(num_bytes):
+                return gone
         with self._ledger.transaction():
             gone = self._evict_files(num_bytes)
             self._record()
         self._settle()
+        return gone
+
+    def _unpublish(self, num_bytes: int) -> int:
+        """Delete entries that the full disk doesn't even let us record; return their bytes."""
+        gone = 0
+        for row in list(self._unrecorded):
+            if gone < num_bytes and remove_unpinned(self._folder.entry(row.name)):
+                gone += row.size
+                self._unrecorded.remove(row)
+        self._unrecorded_bytes -= gone
+        self._used -= gone
         return gone
 
     def _evict_files(self, num_bytes: int | None) -> int:

@@ -1,0 +1,155 @@
+"""Real processes over one cache, killed at random instants."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from shardkit.storage.cache import Cache, Sink
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(("policy", "seed"), [("next-use", 1), ("lru", 2)])
+def test_eight_processes_under_a_tenth_of_the_data_with_kills_break_no_promise(
+    policy: str, seed: int
+) -> None:
+    """The limit holds, no reader sees an error or a wrong byte, no object is fetched twice at once,
+    and the next process finds everything clean. Longer: ``python tools/stress_cache.py --help``."""
+    command = [sys.executable, str(ROOT / "tools" / "stress_cache.py"), "--seconds", "6"]
+    command += ["--seed", str(seed), "--policy", policy]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def _read(folder: str, start: int) -> None:
+    def load(key: int) -> bytes:
+        with open(f"{folder}/fetched", "a", encoding="ascii") as log:  # one short append is atomic
+            log.write(f"{key}\n")
+        return bytes([key]) * 1000
+
+    with Cache(f"{folder}/cache") as cache:
+        for i in range(100):
+            key = (start + i) % 100
+            assert cache.get(str(key), lambda key=key: load(key)) == bytes([key]) * 1000
+
+
+def test_eight_processes_fetch_each_object_once(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_read, args=(str(tmp_path), 12 * n)) for n in range(8)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    fetched = (tmp_path / "fetched").read_text().split()
+    assert sorted(map(int, fetched)) == list(range(100))
+    with Cache(str(tmp_path / "cache")) as cache:
+        assert len(cache.entries()) == 100
+        assert cache.check() == []
+
+
+KILLED = """
+import os, signal, sys
+from shardkit.storage import cache as module
+from shardkit.storage.space import Space
+import shardkit.storage.space as space
+
+countdown = int(sys.argv[2])
+
+def die_at(original):
+    def instead(*args, **kwargs):
+        global countdown
+        countdown -= 1
+        if countdown == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*args, **kwargs)
+    return instead
+
+for name in ("open", "rename", "unlink", "utime", "pwrite", "write", "close"):
+    setattr(os, name, die_at(getattr(os, name)))
+cache = module.Cache(sys.argv[1], 10_000)
+for i in range(30):
+    cache.get(f"k{i}", lambda: b"x" * 3000)
+    with cache.open(f"b{i}", lambda sink: sink.write(b"y" * 4000), size=4000):
+        pass
+cache.close()
+print("survived")
+"""
+
+
+@pytest.mark.parametrize("offset", range(0, 60, 4))
+def test_killed_before_any_system_call_the_next_process_finds_a_sound_cache(
+    tmp_path: Path, offset: int
+) -> None:
+    """Not at random: each process dies just before its n-th call that touches the disk."""
+    for instant in range(offset + 1, offset + 400, 60):
+        command = [sys.executable, "-c", KILLED, str(tmp_path), str(instant)]
+        subprocess.run(command, check=False, timeout=60, capture_output=True)
+    with Cache(str(tmp_path), 10_000) as cache:
+        assert cache.check() == []
+        with cache.open("all of it", lambda s: s.write(b"z" * 10_000), size=10_000) as entry:
+            assert entry.is_cached  # the dead hold no room
+        assert cache.check() == []
+
+
+def test_a_reader_waiting_for_a_fetcher_that_dies_fetches_itself(tmp_path: Path) -> None:
+    script = f"""
+import time
+from shardkit.storage.cache import Cache
+def load():
+    print("fetching", flush=True)
+    time.sleep(60)
+Cache({str(tmp_path)!r}).get("k", load)
+"""
+    fetcher = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    assert fetcher.stdout is not None
+    assert fetcher.stdout.readline() == b"fetching\n"
+    context = multiprocessing.get_context("spawn")
+    reader = context.Process(target=_wait_for_k, args=(str(tmp_path),))
+    reader.start()
+    while not (tmp_path / "waiting").exists():
+        time.sleep(0.01)
+    fetcher.kill()
+    reader.join(30)
+    fetcher.wait()
+    fetcher.stdout.close()
+    assert reader.exitcode == 0
+
+
+def _wait_for_k(folder: str) -> None:
+    Path(folder, "waiting").touch()
+    with Cache(folder) as cache:
+        assert cache.get("k", lambda: b"mine") == b"mine"
+
+
+def test_an_open_entry_survives_another_process_filling_the_cache(tmp_path: Path) -> None:
+    with Cache(str(tmp_path), 10_000) as cache:
+        with cache.open("k", lambda s: s.write(b"k" * 4000), size=4000) as entry:
+            script = f"""
+from shardkit.storage.cache import Cache
+with Cache({str(tmp_path)!r}, 10_000) as cache:
+    for i in range(50):
+        cache.get(f"o{{i}}", lambda: b"o" * 1000)
+    cache.clear()
+"""
+            subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+            assert Path(entry.path).read_bytes() == b"k" * 4000
+        assert cache.check() == []
+
+
+def test_a_fill_may_itself_use_the_cache(tmp_path: Path) -> None:
+    with Cache(str(tmp_path), 10_000) as cache:
+
+        def fill(sink: Sink) -> None:
+            sink.write(cache.get("inner", lambda: b"inner"))
+
+        with cache.open("outer", fill, size=5) as entry:
+            assert bytes(entry.data) == b"inner"
+        assert os.listdir(tmp_path / "shardkit-cache-1" / "aside") == []

@@ -1,0 +1,94 @@
+"""A disk that is really full: a small tmpfs of its own, where the machine lets us mount one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from shardkit.errors import CacheError, StoreError
+from shardkit.storage.cache import Cache
+from shardkit.storage.store import open_store
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a filesystem of 16 MiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("this machine does not let us mount a tmpfs")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_evicts_and_goes_on(small: Path) -> None:
+    with Cache(str(small), None) as cache:  # no limit of ours: the disk is the limit
+        for i in range(40):
+            with cache.open(f"k{i}", lambda s, i=i: s.write(bytes([i]) * MIB), size=MIB) as entry:
+                assert entry.is_cached
+                assert bytes(entry.data[:1]) == bytes([i])
+        for i in range(200):
+            assert cache.get(f"s{i}", lambda: b"s" * 100_000) == b"s" * 100_000
+        assert cache.check() == []
+
+
+def test_a_disk_full_of_other_things_is_a_clear_error_and_goes_on_when_there_is_room(
+    small: Path,
+) -> None:
+    with Cache(str(small), "1gb") as cache:
+        cache.get("small", lambda: b"x")
+        other = small / "other"
+        _fill_up(other)
+        for size in (8 * MIB, -1):
+            with pytest.raises(
+                CacheError, match=r"disk of the cache .* is full.*make room"
+            ) as caught:
+                cache.open("k", lambda s: s.write(b"k" * 8 * MIB), size=size)
+            assert caught.value.errno == 28
+        with pytest.raises(CacheError, match="is full"):
+            cache.get("k", lambda: b"k" * MIB)
+        assert other.exists()  # what is not ours is left alone
+        other.unlink()
+        with cache.open("k", lambda s: s.write(b"k" * 8 * MIB), size=8 * MIB) as entry:
+            assert entry.is_cached
+        assert cache.check() == []
+
+
+def test_pinned_entries_survive_a_full_disk(small: Path) -> None:
+    with Cache(str(small), None) as cache:
+        with cache.open("pinned", lambda s: s.write(b"p" * 4 * MIB), size=4 * MIB) as entry:
+            for i in range(20):
+                cache.open(f"k{i}", lambda s: s.write(b"k" * 2 * MIB), size=2 * MIB).close()
+            assert bytes(entry.data) == b"p" * 4 * MIB
+        assert cache.check() == []
+
+
+def test_writing_to_a_full_disk_says_so_and_leaves_nothing_half_written(small: Path) -> None:
+    store = open_store()
+    store.put(str(small / "x"), b"old")
+    _fill_up(small / "other")
+    for write in (
+        lambda: store.put(str(small / "x"), b"n" * MIB),
+        lambda: store.put_file(str(small / "x"), str(small / "other")),
+    ):
+        with pytest.raises(StoreError, match="disk is full") as caught:
+            write()
+        assert caught.value.errno == 28
+    assert sorted(os.listdir(small)) == ["other", "x"]
+    assert store.get(str(small / "x")) == b"old"
+
+
+def _fill_up(path: Path) -> None:
+    with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(b"o" * 4096)
