@@ -12,18 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from shardkit.dataset import ShardDataset
-    from shardkit.loader import DataLoader
+    from shardkit.loader import DataLoader, Mix, Stream
     from shardkit.world import World
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "DataLoader": "shardkit.loader",
+    "Mix": "shardkit.loader",
     "ShardDataset": "shardkit.dataset",
+    "Stream": "shardkit.loader",
     "World": "shardkit.world",
 }
 
-__all__ = ["DataLoader", "ShardDataset", "World", "__version__"]
+__all__ = ["DataLoader", "Mix", "ShardDataset", "Stream", "World", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

@@ -208,7 +208,14 @@ class SampleDataset(IterableBase):
         world = self.world.in_worker()
         with self._lock:
             epoch, position, first = self._where(world)
-        state = State(
+        state = self.state_at(epoch, position).to_dict()
+        if world.num_workers == 1:
+            return state
+        return {**state, **worker_fields(world.worker, world.num_workers, first)}
+
+    def state_at(self, epoch: int, position: int) -> State:
+        """The state of a place, as bare iteration would save it."""
+        return State(
             fingerprint=self.stream.source.fingerprint,
             selection=self.stream.selection.key,
             num_samples=self.num_samples,
@@ -221,10 +228,7 @@ class SampleDataset(IterableBase):
             buffer_size=self._options.buffer_size,
             remainder="keep",
             world_size=self.world.world_size,
-        ).to_dict()
-        if world.num_workers == 1:
-            return state
-        return {**state, **worker_fields(world.worker, world.num_workers, first)}
+        )
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where the state was taken, on any world size and number of workers.
@@ -237,16 +241,7 @@ class SampleDataset(IterableBase):
         world = self.world.in_worker()
         fields, first = split_worker_fields(state, world.worker, world.num_workers)
         loaded = State.from_dict(fields)
-        epoch, position = loaded.check(
-            fingerprint=self.stream.source.fingerprint,
-            selection=self.stream.selection.key,
-            num_samples=self.num_samples,
-        )
-        if loaded.shuffle != self._options.shuffle:
-            raise StateError(
-                f"the state was saved with shuffle={loaded.shuffle!r}, this data set has "
-                f"{self._options.shuffle!r}: use the same one to continue within its order"
-            )
+        epoch, position = self.check_state(loaded)
         if first is not None:  # a worker that is through waits for the others of its epoch
             epoch, position = loaded.epoch, loaded.position
         with self._lock:
@@ -256,6 +251,28 @@ class SampleDataset(IterableBase):
             else:
                 self._rows.write(world.worker, [epoch, epoch])
             self._restored, self._progress = Restored(epoch, position, first), None
+
+    def check_state(self, state: State) -> tuple[int, int]:
+        """Return epoch and position at which a state goes on here.
+
+        Raises:
+            StateError: it is of another data set, selection or order; says why.
+        """
+        place = state.check(
+            fingerprint=self.stream.source.fingerprint,
+            selection=self.stream.selection.key,
+            num_samples=self.num_samples,
+        )
+        if state.shuffle != self._options.shuffle:
+            raise StateError(
+                f"the state was saved with shuffle={state.shuffle!r}, this data set has "
+                f"{self._options.shuffle!r}: use the same one to continue within its order"
+            )
+        return place
+
+    def adopt_options(self, options: ShuffleOptions) -> None:
+        """Order by a state's options from here on."""
+        self._options = options
 
     def failed(self, failed: Failed) -> None:
         """Act on a sample that failed, by ``on_error``: raise, or count it.

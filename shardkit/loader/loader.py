@@ -5,52 +5,61 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
-import sys
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from shardkit.dataset import SampleDataset
-from shardkit.errors import ConfigError
+from shardkit.errors import ConfigError, ShardkitError
 from shardkit.loader.collate import collate
-from shardkit.loader.stats import LoaderStats
-from shardkit.loader.work import BatchMaker
-from shardkit.loader.workers import InlineWorkers, ProcessWorkers, ThreadWorkers, Workers
-from shardkit.order.batches import Batch, iterate_batches
-from shardkit.order.split import Remainder, Split
-from shardkit.samples.source import Sample
+from shardkit.loader.mix import Mix
+from shardkit.loader.pinned import pinner
+from shardkit.loader.pipeline import Pipeline
+from shardkit.loader.plan import DatasetPlan, Place, Plan
+from shardkit.loader.processes import ProcessWorkers
+from shardkit.loader.stats import LoaderStats, counts_of, sum_counts
+from shardkit.loader.work import BatchMaker, Collate
+from shardkit.loader.workers import InlineWorkers, ThreadWorkers, Workers
+from shardkit.order.split import Remainder
 
 __all__ = ["DataLoader"]
 
 logger = logging.getLogger(__name__)
 
+WorkerKind = Literal["threads", "processes"]
+
 
 class DataLoader:
-    """Batches of a dataset, in canonical order whatever makes them.
+    """Batches of a data set or a mixture, in canonical order whatever makes them.
 
     Args:
-        dataset: a ``ShardDataset`` or ``StreamingDataset``.
-        batch_size: samples per batch of this rank.
+        dataset: a ``ShardDataset``, a ``StreamingDataset`` or a ``Mix``.
+        batch_size: samples per batch of this rank. Default 1, as torch's.
         global_batch_size: samples per batch of all ranks together, instead of ``batch_size``: keep
             it, and the sets of the global batches stay the same on any number of ranks.
         num_workers: who makes batches, besides the training loop: so many threads or processes; 0
             makes each batch when it is asked for. Default: the cores this process may use.
-        workers: "threads" (no copy to the training loop; decoding releases the interpreter) or
-            "processes" (for transforms that are slow in pure Python).
+        workers: "threads" (no copy to the training loop; reading and decoding release the
+            interpreter) or "processes" (for transforms that are slow in pure Python).
         collate_fn: from a list of samples to a batch; default ``shardkit.loader.collate``.
         remainder: what becomes of the last samples of an epoch that make no full global batch:
             "pad" repeats samples of the epoch, marked ``__pad__``; "drop" leaves them out; "keep"
             makes a shorter batch (ranks may differ by one batch).
-        prefetch_factor: batches made ahead per worker.
+        prefetch_factor: batches made ahead per worker. Default 2, as torch's: one is made while
+            one waits.
         pin_memory: put tensors into page-locked memory, where there is a GPU.
-        multiprocessing_context: start method of process workers: "forkserver", "spawn", "fork".
+        persistent_workers: keep workers between epochs, and make the next epoch's first batches
+            while the last ones of this epoch are consumed. False ends them with each epoch: for a
+            validation set.
+        multiprocessing_context: start method of process workers: "forkserver", "spawn" or "fork".
+            Default "forkserver": starts in no time once its server has imported torch, and no
+            locks or threads of this process are copied.
         worker_init_fn: called in each worker process with its number.
 
-    Iterating it is one epoch; the next iteration is the next epoch, whose first batches are made
-    while the last ones of this epoch are consumed. Batches have ``__pad__`` (or ``__replaced__``)
-    entries only where one of their samples is one. A batch with nothing left in it raises.
+    Iterating it is one epoch; the next iteration is the next epoch. Batches have ``__pad__`` (or
+    ``__replaced__``) entries only where one of their samples is one. A batch with nothing left in
+    it raises.
 
     Raises:
         ConfigError: an argument is wrong.
@@ -58,20 +67,26 @@ class DataLoader:
 
     def __init__(
         self,
-        dataset: SampleDataset,
+        dataset: SampleDataset | Mix,
         batch_size: int | None = None,
         *,
         global_batch_size: int | None = None,
         num_workers: int | None = None,
-        workers: Literal["threads", "processes"] = "threads",
-        collate_fn: Callable[[Sequence[Sample]], Any] | None = None,
+        workers: WorkerKind = "threads",
+        collate_fn: Collate | None = None,
         remainder: Remainder = "pad",
         prefetch_factor: int = 2,
         pin_memory: bool = False,
+        persistent_workers: bool = True,
         multiprocessing_context: str = "forkserver",
         worker_init_fn: Callable[[int], None] | None = None,
     ) -> None:
-        if workers not in ("threads", "processes"):
+        if not isinstance(dataset, SampleDataset | Mix):
+            raise ConfigError(
+                f"dataset is a {type(dataset).__name__}, not a ShardDataset, StreamingDataset or "
+                "Mix: for others use torch.utils.data.DataLoader"
+            )
+        if workers not in get_args(WorkerKind):
             raise ConfigError(f"workers={workers!r} is not one of 'threads', 'processes'")
         if prefetch_factor < 1:
             raise ConfigError(f"prefetch_factor={prefetch_factor} must be at least 1")
@@ -79,23 +94,29 @@ class DataLoader:
             raise ConfigError(f"num_workers={num_workers} must be at least 0")
         if multiprocessing_context not in multiprocessing.get_all_start_methods():
             raise ConfigError(
-                f"multiprocessing_context={multiprocessing_context!r} is unknown here"
+                f"multiprocessing_context={multiprocessing_context!r} is not one of "
+                f"{multiprocessing.get_all_start_methods()}"
             )
         self.dataset = dataset
         self.global_batch_size = _global_batch_size(
             batch_size, global_batch_size, dataset.world.world_size
         )
         self.num_workers = _num_cores() if num_workers is None else num_workers
+        self.workers: WorkerKind = workers
+        self.collate_fn: Collate = collate if collate_fn is None else collate_fn
         self.remainder: Remainder = remainder
+        self.prefetch_factor = prefetch_factor
         self.pin_memory = pin_memory
-        self._kind = workers
-        self._collate = collate_fn or collate
-        self._context = multiprocessing_context
-        self._worker_init = worker_init_fn
-        self._ahead = max(1, prefetch_factor * self.num_workers)
-        self._pipeline: _Pipeline | None = None
-        self._stats = LoaderStats(num_workers=self.num_workers)
-        self._split()  # refuses a batch size that does not fit the world
+        self.persistent_workers = persistent_workers
+        self.multiprocessing_context = multiprocessing_context
+        self.worker_init_fn = worker_init_fn
+        self._pipeline: Pipeline | None = None
+        self._pid = os.getpid()
+        self._running: Workers | None = None
+        feeds = self._plan().feeds  # refuses a batch size that does not fit the world
+        self._stats = LoaderStats(self.num_workers)
+        self._cache_before = counts_of(feeds)
+        self._cache_of_ended = sum_counts(())
 
     @property
     def batch_size(self) -> int:
@@ -103,40 +124,70 @@ class DataLoader:
         return -(-self.global_batch_size // self.dataset.world.world_size)
 
     def __len__(self) -> int:
-        """Batches of an epoch; the same on every rank, but for "keep"."""
-        return self._split().num_batches()
+        """Batches of an epoch; the same on every rank, but for "keep".
+
+        Of a mixture: of its first epoch; later ones can differ by a turn.
+
+        Raises:
+            TypeError: it never ends (a mixture with ``ends="never"``).
+        """
+        count = self._plan().num_batches()
+        if count is None:
+            raise TypeError('a mixture with ends="never" has no length')
+        return count
 
     def __iter__(self) -> Iterator[Any]:
-        """Yield the batches of the next epoch (or of the rest of a restored one)."""
+        """Yield the batches of the next epoch (or of the rest of a restored one).
+
+        Raises:
+            ShardkitError: another iteration of this loader has begun, or it was closed.
+        """
+        plan = self._plan()
         progress = self.dataset.begin_epoch()
-        if progress.position and not self._split().num_batches(progress.position):
-            progress = self.dataset.begin_epoch()  # the state was taken after an epoch's last batch
-        pipeline = self._pipeline_at(progress.epoch, progress.position)
+        if plan.is_over(progress.place):  # less than a batch was left, and "drop" leaves it out
+            progress = self.dataset.begin_epoch()
+        pipeline = self._pipeline_at(plan, progress.place)
+        pin = pinner() if self.pin_memory and not self._pins_in_workers else None
         left: float | None = None
         while True:
             began = time.perf_counter()
             if left is not None:
                 self._stats.consumer_s += began - left
+            if self._pipeline is not pipeline:
+                raise ShardkitError(
+                    "this iteration is over: the loader was closed, loaded a state, or began "
+                    "another one; a loader has one iteration at a time"
+                )
             try:
-                taken = pipeline.take(progress.epoch)
+                taken = pipeline.take()
                 if taken is None:
+                    progress.place = plan.end(progress.place)
+                    if not self.persistent_workers:
+                        self.close()
                     return
-                batch, made = taken
-                for failed in made.failures:
-                    self.dataset.failures.note(failed)
+                made, place = taken
+                for feed, failed in made.failures:
+                    plan.failures[feed].note(failed)
             except BaseException:
                 self.close()
                 raise
-            value = _pinned(made.value) if self.pin_memory else made.value
-            progress.position = batch.stop
+            value = made.value if pin is None else pin(made.value)
+            progress.place = place
             left = time.perf_counter()
             self._stats.note(made, left - began)
+            del made, taken
             yield value
 
     def state_dict(self) -> dict[str, Any]:
-        """How far the training loop has come: batches it was given, not batches made ahead."""
+        """How far the training loop has come: batches it was given, not batches made ahead.
+
+        Plain JSON values, the same on every rank.
+        """
         state = self.dataset.state_dict()
-        return state | {
+        if isinstance(self.dataset, Mix):
+            return state
+        return {
+            **state,
             "global_batch_size": self.global_batch_size,
             "remainder": self.remainder,
         }
@@ -145,24 +196,36 @@ class DataLoader:
         """Continue where the state was taken, with any world size, workers and batch size.
 
         Raises:
-            StateError: the state is of another dataset, selection or order; says why.
+            StateError: the state is of another data set, selection or order; says why.
         """
-        self.close()
         self.dataset.load_state_dict(state)
+        self.close()
 
     def set_epoch(self, epoch: int) -> None:
-        """Make the next iteration that of ``epoch``, from its start."""
+        """Make the next iteration that of ``epoch``; see the data set's."""
         self.dataset.set_epoch(epoch)
 
     def stats(self) -> dict[str, float | int | str]:
-        """Samples, seconds per stage, and the bottleneck, since the loader was made."""
-        return self._stats.to_dict()
+        """Samples, bytes, seconds per stage, and the bottleneck, since the loader was made."""
+        before, here = self._cache_before, counts_of(self._plan().feeds)
+        counts = [here, self._cache_of_ended]
+        if self._running is not None:
+            counts.append(self._running.cache_counts())
+        total = sum_counts(counts)
+        cache = type(total)(total.hits - before.hits, total.misses - before.misses)
+        return self._stats.to_dict(cache)
 
     def close(self) -> None:
         """End the workers and forget what was made ahead; the next iteration starts them anew."""
-        if self._pipeline is not None:
-            self._pipeline.close()
-            self._pipeline = None
+        pipeline, self._pipeline = self._pipeline, None
+        if pipeline is None:
+            return
+        if self._running is not None:
+            counts = (self._cache_of_ended, self._running.cache_counts())
+            self._cache_of_ended = sum_counts(counts)
+            self._running = None
+        if self._pid == os.getpid():  # a forked child has nothing of its own to close
+            pipeline.close()
 
     def __enter__(self) -> DataLoader:
         return self
@@ -175,104 +238,62 @@ class DataLoader:
     ) -> None:
         self.close()
 
-    def _split(self) -> Split:
-        world, options = self.dataset.world, self.dataset.options
-        return Split(
-            self.dataset.num_samples,
-            self.global_batch_size,
-            self.remainder,
-            world.rank,
-            world.world_size,
-            options.num_lanes,
-        )
+    @property
+    def _pins_in_workers(self) -> bool:
+        return self.workers == "threads" and self.num_workers > 0
 
-    def _pipeline_at(self, epoch: int, position: int) -> _Pipeline:
+    def _plan(self) -> Plan:
+        if isinstance(self.dataset, Mix):
+            return self.dataset.plan(self.global_batch_size, self.remainder)
+        return DatasetPlan(self.dataset, self.global_batch_size, self.remainder)
+
+    def _pipeline_at(self, plan: Plan, place: Place) -> Pipeline:
         """The running pipeline if it stands just there, else a new one."""
-        if self._pipeline is not None and self._pipeline.at == (epoch, position):
+        if self._pipeline is not None and self._pid == os.getpid() and self._pipeline.at == place:
             return self._pipeline
         self.close()
-        _tell_of_lanes(self._split(), self.dataset.world.num_nodes)
-        batches = _batches_for_ever(self.dataset, self._split(), epoch, position)
-        self._pipeline = _Pipeline(batches, self._start_workers(), self._ahead, (epoch, position))
+        self._tell_of_lanes(plan)
+        self._pid = os.getpid()
+        self._running = self._start_workers(plan)
+        self._pipeline = Pipeline(
+            plan,
+            self._running,
+            max(1, self.prefetch_factor * self.num_workers),
+            place,
+            goes_on=self.persistent_workers,
+        )
         return self._pipeline
 
-    def _start_workers(self) -> Workers:
+    def _start_workers(self, plan: Plan) -> Workers:
+        in_processes = self.workers == "processes" and self.num_workers > 0
         maker = BatchMaker(
-            self.dataset.stream,
-            self._collate,
-            self.dataset.on_error,
-            self.dataset.options.seed,
-            seeds_globals=self._kind == "processes",
+            tuple(plan.feeds),
+            self.collate_fn,
+            finish=pinner() if self.pin_memory and self._pins_in_workers else None,
+            seeds_globals=in_processes,
         )
         if self.num_workers == 0:
             return InlineWorkers(maker)
-        if self._kind == "threads":
-            return ThreadWorkers(maker, self.num_workers)
-        return ProcessWorkers(maker, self.num_workers, self._context, self._worker_init)
+        if in_processes:
+            return ProcessWorkers(
+                maker, self.num_workers, self.multiprocessing_context, self.worker_init_fn
+            )
+        return ThreadWorkers(maker, self.num_workers)
 
-
-class _Pipeline:
-    """Batches that were asked for and not yet taken; stays full across the ends of epochs.
-
-    ``at`` is the epoch and position of the next batch that will be given out.
-    """
-
-    def __init__(
-        self,
-        batches: Iterator[tuple[int, Batch | None]],
-        workers: Workers,
-        ahead: int,
-        at: tuple[int, int],
-    ) -> None:
-        self.at = at
-        self._batches = batches
-        self._workers = workers
-        self._ahead = ahead
-        self._asked: deque[tuple[int, Batch | None]] = deque()  # None ends an epoch
-        self._num_asked = 0
-
-    def take(self, epoch: int) -> tuple[Batch, Any] | None:
-        """The next batch of the epoch, None when it has ended."""
-        self._fill()
-        number, batch = self._asked.popleft()
-        if batch is None:
-            self.at = (number + 1, 0)
-            return None
-        self._num_asked -= 1
-        made = self._workers.take()
-        self.at = (epoch, batch.stop)
-        self._fill()
-        return batch, made
-
-    def close(self) -> None:
-        """End the workers, and what fetches ahead for them."""
-        self._workers.close()
-        self._batches.close()  # type: ignore[attr-defined]
-
-    def _fill(self) -> None:
-        while self._num_asked < self._ahead:
-            number, batch = next(self._batches)
-            self._asked.append((number, batch))
-            if batch is not None:
-                self._num_asked += 1
-                self._workers.submit(number, batch)
-            elif len(self._asked) > 2 * self._ahead + 2:
-                return  # epochs without batches
-
-
-def _batches_for_ever(
-    dataset: SampleDataset, split: Split, epoch: int, position: int
-) -> Iterator[tuple[int, Batch | None]]:
-    """This rank's batches from there on, epoch after epoch; None after each epoch's last."""
-    while True:
-        order = dataset.order(epoch)
-        locate = dataset.stream.selection.locate
-        places = (locate(batch.ids) for batch in iterate_batches(order, split, position))
-        with dataset.stream.source.ahead(places):
-            for batch in iterate_batches(order, split, position):
-                yield epoch, batch
-        yield epoch, None
-        epoch, position = epoch + 1, 0
+    def _tell_of_lanes(self, plan: Plan) -> None:
+        """Say once when nodes will fetch some shards twice."""
+        nodes, size = self.dataset.world.num_nodes, self.global_batch_size
+        for lanes in plan.num_lanes if nodes > 1 else ():
+            if lanes % nodes or size % lanes:
+                logger.warning(
+                    "%d nodes, %d lanes and a global batch of %d: nodes own disjoint shards only "
+                    "where the nodes divide the lanes and the lanes the batch; some shards are "
+                    "fetched by several",
+                    nodes,
+                    lanes,
+                    size,
+                )
+                return
 
 
 def _global_batch_size(batch_size: int | None, global_size: int | None, world_size: int) -> int:
@@ -289,30 +310,5 @@ def _global_batch_size(batch_size: int | None, global_size: int | None, world_si
     return global_size
 
 
-def _tell_of_lanes(split: Split, num_nodes: int) -> None:
-    """Say once when nodes will fetch some shards twice."""
-    lanes = split.num_lanes
-    if num_nodes > 1 and (lanes % num_nodes or split.global_batch_size % lanes):
-        logger.warning(
-            "%d nodes, %d lanes and a global batch of %d: nodes own disjoint shards only where the "
-            "nodes divide the lanes and the lanes the batch; some shards are fetched by several",
-            num_nodes,
-            lanes,
-            split.global_batch_size,
-        )
-
-
 def _num_cores() -> int:
     return len(os.sched_getaffinity(0))
-
-
-def _pinned(value: Any) -> Any:
-    """Tensors of a batch in page-locked memory; anything else as it is."""
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_available():
-        return value
-    if isinstance(value, torch.Tensor):
-        return value.pin_memory()
-    if isinstance(value, dict):
-        return {name: _pinned(item) for name, item in value.items()}
-    return value

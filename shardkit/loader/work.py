@@ -2,24 +2,49 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from shardkit.errors import ShardkitError
-from shardkit.order.batches import Batch
+from shardkit.order.mix import MixPart
 from shardkit.samples.failures import Failed, OnError, with_place
 from shardkit.samples.source import Sample
-from shardkit.samples.stream import Outcome, SampleStream, StageTimes
+from shardkit.samples.stream import Outcome, SampleStream, StageTimes, num_bytes_of
 
-__all__ = ["BatchMaker", "Made"]
+if TYPE_CHECKING:
+    from shardkit.loader.plan import Job
+
+__all__ = ["BatchMaker", "Cancelled", "Collate", "Feed", "Made"]
 
 Collate = Callable[[Sequence[Sample]], Any]
+
+
+class Cancelled(Exception):  # noqa: N818 - no error: nobody waits for the batch any more
+    """The loader was closed while the batch was being made."""
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """What batches are made of: a stream of samples, and what to do with them.
+
+    Attributes:
+        name: of a stream of a mixture, "" otherwise.
+        stream: its samples.
+        on_error: what becomes of samples that fail.
+        seed: of the samples' own seeds.
+    """
+
+    name: str
+    stream: SampleStream
+    on_error: OnError
+    seed: int
 
 
 @dataclass(slots=True)
@@ -29,83 +54,173 @@ class Made:
     Attributes:
         value: what ``collate`` gave.
         num_samples: in it, pads included.
-        failures: of its slots, when they were skipped or replaced.
+        failures: by number of the feed, of slots that were skipped or replaced.
         times: seconds per stage, spent in the worker.
     """
 
     value: Any
     num_samples: int
-    failures: list[Failed] = field(default_factory=list)
+    failures: list[tuple[int, Failed]] = field(default_factory=list)
     times: StageTimes = field(default_factory=StageTimes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Slot:
+    """A place of a batch: whose it is, and what it yielded."""
+
+    feed: int
+    outcome: Outcome
+    is_pad: bool
 
 
 @dataclass(frozen=True)
 class BatchMaker:
-    """Makes batches of one dataset. Picklable where the transforms and ``collate`` are."""
+    """Makes batches. Picklable where the transforms and ``collate`` are.
 
-    stream: SampleStream
+    Attributes:
+        feeds: by number.
+        collate: from samples to a batch.
+        finish: done to each batch last, where it was made.
+        seeds_globals: seed random, numpy and torch from each sample's own seed: right only in a
+            process.
+    """
+
+    feeds: tuple[Feed, ...]
     collate: Collate
-    on_error: OnError
-    seed: int
+    finish: Callable[[Any], Any] | None = None
     seeds_globals: bool = False
-    """Seed random, numpy and torch from each sample's own seed: right only in a process."""
 
-    def __call__(self, epoch: int, batch: Batch) -> Made:
+    def __call__(self, job: Job, is_cancelled: Callable[[], bool] = lambda: False) -> Made:
         """Read, decode, transform and collate the samples of a batch.
 
         Raises:
             Exception: of the first sample that failed (``on_error="raise"``), of ``collate``, or
                 of the network.
             ShardkitError: nothing is left of the batch.
+            Cancelled: ``is_cancelled`` said so between two samples.
         """
         times = StageTimes()
-        before = seed_global_generators if self.seeds_globals else None
-        outcomes = list(
-            self.stream.outcomes(
-                batch.ids, batch.positions, seed=self.seed, epoch=epoch, times=times, before=before
-            )
-        )
-        failures = [outcome for outcome in outcomes if isinstance(outcome, Failed)]
-        if failures and self.on_error == "raise":
-            raise with_place(failures[0])
-        samples = list(_samples(outcomes, batch, replace=self.on_error == "replace"))
+        slots: list[_Slot] = []
+        for part in job.parts:
+            outcomes = self._outcomes(part, times, is_cancelled)
+            slots += map(_Slot, [part.stream] * len(outcomes), outcomes, part.is_pad.tolist())
+        if job.interleave is not None:
+            slots = [slots[place] for place in job.interleave.tolist()]
+        samples = list(self._samples(slots))
+        failures = [(slot.feed, slot.outcome) for slot in slots if isinstance(slot.outcome, Failed)]
         if not samples:
             raise ShardkitError(
-                f"nothing is left of the batch at position {batch.start:,} of epoch {epoch}: "
-                f"{len(failures)} of its {len(batch.ids)} samples failed, the transforms dropped "
-                f"the others{f'; the first failure: {failures[0]}' if failures else ''}"
+                f"nothing is left of the batch of {job}: {len(failures)} of its {len(slots)} "
+                "samples failed, the transforms dropped the others"
+                + (f"; the first failure: {failures[0][1]}" if failures else "")
             )
         began = time.perf_counter()
         value = self.collate(samples)
+        if isinstance(value, dict):
+            value.update(job.marks)
+        if self.finish is not None:
+            value = self.finish(value)
         times.collate += time.perf_counter() - began
         return Made(value, len(samples), failures, times)
 
+    def with_fresh_sources(self) -> BatchMaker:
+        """Return the same with sources of its own: a forked child must not have locks of ours."""
+        feeds = [
+            replace(
+                feed,
+                stream=replace(feed.stream, source=pickle.loads(pickle.dumps(feed.stream.source))),
+            )
+            for feed in self.feeds
+        ]
+        return replace(self, feeds=tuple(feeds))
+
+    def _outcomes(
+        self, part: MixPart, times: StageTimes, is_cancelled: Callable[[], bool]
+    ) -> list[Outcome]:
+        """What the slots of a part yield, in order.
+
+        Raises:
+            Exception: as the call says.
+        """
+        feed = self.feeds[part.stream]
+        stream = feed.stream
+        outcomes: list[Outcome] = []
+        if stream.maker.is_identity and feed.on_error == "raise":
+            began, exts = time.perf_counter(), stream.source.exts
+            for sample in stream.raw(part.ids):
+                _check(is_cancelled)
+                times.num_bytes += num_bytes_of(sample, exts)
+                outcomes.append([sample])
+            times.fetch += time.perf_counter() - began
+            return outcomes
+        for outcome in stream.outcomes(
+            part.ids,
+            part.positions,
+            seed=feed.seed,
+            epoch=part.epoch,
+            times=times,
+            before=seed_global_generators if self.seeds_globals else None,
+        ):
+            _check(is_cancelled)
+            if isinstance(outcome, Failed) and feed.on_error == "raise":
+                raise with_place(outcome)
+            outcomes.append(outcome)
+        return outcomes
+
+    def _samples(self, slots: Sequence[_Slot]) -> Iterator[Sample]:
+        """The samples of the slots; pads and replacements are marked where there are any."""
+        marks_pads = any(slot.is_pad for slot in slots)
+        replacements = self._replacements(slots)
+        for place, slot in enumerate(slots):
+            marks: dict[str, Any] = {}
+            name = self.feeds[slot.feed].name
+            if name:
+                marks["__stream__"] = name
+            if marks_pads:
+                marks["__pad__"] = slot.is_pad
+            if replacements:
+                marks["__replaced__"] = place in replacements
+            outcome = replacements.get(place, slot.outcome)
+            for sample in [] if isinstance(outcome, Failed) else outcome:
+                yield {**sample, **marks} if marks else sample
+
+    def _replacements(self, slots: Sequence[_Slot]) -> Mapping[int, Outcome]:
+        """For failed slots that are to be replaced: the nearest good one, of the same feed if any.
+
+        Empty where no slot of the batch is good.
+        """
+        failed = [
+            place
+            for place, slot in enumerate(slots)
+            if isinstance(slot.outcome, Failed) and self.feeds[slot.feed].on_error == "replace"
+        ]
+        good = [place for place, slot in enumerate(slots) if _is_good(slot.outcome)] * bool(failed)
+        if not good:
+            return {}
+        found = {}
+        for place in failed:
+            feed = slots[place].feed
+            nearest = min(good, key=lambda at: (slots[at].feed != feed, abs(at - place), at))
+            found[place] = slots[nearest].outcome
+        return found
+
 
 def seed_global_generators(seed: int) -> None:
-    """Seed what transforms may draw from besides their own generator."""
+    """Seed what transforms may draw from besides their own generator.
+
+    Not by ``torch.manual_seed``: that prepares for devices, 0.3 ms a call; a worker has none.
+    """
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 - the global one is what is meant
     torch = sys.modules.get("torch")
     if torch is not None:
-        torch.manual_seed(seed % 2**63)
+        torch.default_generator.manual_seed(seed % 2**63)
 
 
-def _samples(outcomes: list[Outcome], batch: Batch, *, replace: bool) -> Iterator[Sample]:
-    """The samples of the slots, pads and replacements marked where there are any."""
-    marks_pads = bool(batch.is_pad.any())
-    good = [slot for slot, outcome in enumerate(outcomes) if not isinstance(outcome, Failed)]
-    replaces = replace and len(good) < len(outcomes)
-    for slot, (outcome, is_pad) in enumerate(zip(outcomes, batch.is_pad.tolist(), strict=True)):
-        replaced = isinstance(outcome, Failed)
-        if replaced and not (replaces and good):
-            continue
-        nearest = min(good, key=lambda other: (abs(other - slot), other)) if replaced else slot
-        found = outcomes[nearest]
-        for sample in [] if isinstance(found, Failed) else found:
-            if marks_pads or replaces:
-                marks = {"__pad__": is_pad} if marks_pads else {}
-                if replaces:
-                    marks["__replaced__"] = replaced
-                yield {**sample, **marks}
-            else:
-                yield sample
+def _is_good(outcome: Outcome) -> bool:
+    return not isinstance(outcome, Failed) and bool(outcome)
+
+
+def _check(is_cancelled: Callable[[], bool]) -> None:
+    if is_cancelled():
+        raise Cancelled

@@ -1,4 +1,4 @@
-"""Who makes batches: this thread, a pool of threads, or a pool of processes; the same order anyway.
+"""Who makes batches: this thread, or a pool of threads; for processes see ``processes``.
 
 All give batches back in the order in which they were asked for, so who makes them never shows in
 what the consumer gets.
@@ -6,40 +6,33 @@ what the consumer gets.
 
 from __future__ import annotations
 
-import contextlib
-import multiprocessing
 import os
-import pickle
-import signal
+import queue
 import threading
-import traceback
+import time
+import weakref
 from collections import deque
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from multiprocessing.connection import Connection
-from multiprocessing.connection import wait as wait_for
-from typing import Any, Protocol
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Protocol
 
-from shardkit.errors import ShardkitError
+from shardkit.loader.plan import Job
+from shardkit.loader.stats import CacheCounts
 from shardkit.loader.work import BatchMaker, Made
-from shardkit.order.batches import Batch
 
-__all__ = ["InlineWorkers", "ProcessWorkers", "ThreadWorkers", "WorkerLostError", "Workers"]
+__all__ = ["InlineWorkers", "ThreadWorkers", "Workers"]
 
+_CLOSE_S = 0.4
+"""How long closing waits for threads. One that sits in a decoder or a socket ends by itself when
+its sample is done; it is a daemon, and nobody waits for what it makes."""
 
-class WorkerLostError(ShardkitError, RuntimeError):
-    """A loader process was killed; its batch is not lost: the state has not counted it."""
+_Jobs = queue.SimpleQueue[tuple["Future[Made]", Job] | None]
 
 
 class Workers(Protocol):
-    """Makers of batches, for one consumer; ``close`` returns at once and leaves nothing behind."""
+    """Makers of batches, for one consumer; ``close`` is quick and leaves nothing behind."""
 
-    @property
-    def num_workers(self) -> int:
-        """How many batches are made at a time; 0 where the consumer makes them."""
-        ...
-
-    def submit(self, epoch: int, batch: Batch) -> None:
+    def submit(self, job: Job) -> None:
         """Ask for a batch."""
         ...
 
@@ -51,6 +44,10 @@ class Workers(Protocol):
         """
         ...
 
+    def cache_counts(self) -> CacheCounts:
+        """What processes of their own asked of caches."""
+        ...
+
     def close(self) -> None:
         """Forget what was asked for and end."""
         ...
@@ -59,19 +56,21 @@ class Workers(Protocol):
 class InlineWorkers:
     """The consumer makes each batch when it wants it."""
 
-    num_workers = 0
-
     def __init__(self, maker: BatchMaker) -> None:
         self._maker = maker
-        self._asked: deque[tuple[int, Batch]] = deque()
+        self._asked: deque[Job] = deque()
 
-    def submit(self, epoch: int, batch: Batch) -> None:
+    def submit(self, job: Job) -> None:
         """See ``Workers``."""
-        self._asked.append((epoch, batch))
+        self._asked.append(job)
 
     def take(self) -> Made:
         """See ``Workers``."""
-        return self._maker(*self._asked.popleft())
+        return self._maker(self._asked.popleft())
+
+    def cache_counts(self) -> CacheCounts:
+        """See ``Workers``."""
+        return CacheCounts()
 
     def close(self) -> None:
         """See ``Workers``."""
@@ -79,154 +78,68 @@ class InlineWorkers:
 
 
 class ThreadWorkers:
-    """Threads of this process: what they decode needs no way to the consumer."""
+    """Threads of this process: what they decode needs no way to the consumer.
+
+    They are daemons that know only their queue, and end between two samples: at ``close``, when
+    this object is dropped, or when the interpreter ends.
+    """
 
     def __init__(self, maker: BatchMaker, num_workers: int) -> None:
-        self.num_workers = num_workers
-        self._maker = maker
-        self._pool = ThreadPoolExecutor(num_workers, "shardkit-loader")
+        self._jobs: _Jobs = queue.SimpleQueue()
         self._asked: deque[Future[Made]] = deque()
+        stopped = threading.Event()
+        threads = [
+            threading.Thread(
+                target=_work,
+                args=(maker, self._jobs, stopped),
+                name=f"shardkit-loader-{number}",
+                daemon=True,
+            )
+            for number in range(num_workers)
+        ]
+        self._end = weakref.finalize(self, _stop, os.getpid(), self._jobs, stopped, threads)
+        for thread in threads:
+            thread.start()
 
-    def submit(self, epoch: int, batch: Batch) -> None:
+    def submit(self, job: Job) -> None:
         """See ``Workers``."""
-        self._asked.append(self._pool.submit(self._maker, epoch, batch))
+        future: Future[Made] = Future()
+        self._asked.append(future)
+        self._jobs.put((future, job))
 
     def take(self) -> Made:
         """See ``Workers``."""
         return self._asked.popleft().result()
 
-    def close(self) -> None:
+    def cache_counts(self) -> CacheCounts:
         """See ``Workers``."""
-        self._asked.clear()
-        self._pool.shutdown(wait=False, cancel_futures=True)
-
-
-class ProcessWorkers:
-    """Processes, for transforms that hold the interpreter: batch i is made by worker i mod n.
-
-    Args:
-        maker: picklable, with its transforms and collate.
-        num_workers: processes.
-        context: multiprocessing start method.
-        worker_init: called in each process with its number, before its first batch.
-    """
-
-    def __init__(
-        self,
-        maker: BatchMaker,
-        num_workers: int,
-        context: str,
-        worker_init: Callable[[int], None] | None = None,
-    ) -> None:
-        self.num_workers = num_workers
-        self._processes: list[Any] = []
-        self._connections: list[Connection] = []
-        self._asked: deque[int] = deque()
-        self._next = 0
-        start = multiprocessing.get_context(context)
-        try:
-            for number in range(num_workers):
-                here, there = start.Pipe()
-                process = start.Process(  # type: ignore[attr-defined]
-                    target=_serve,
-                    args=(maker, there, number, worker_init),
-                    daemon=True,
-                    name=f"shardkit-loader-{number}",
-                )
-                process.start()
-                there.close()
-                self._processes.append(process)
-                self._connections.append(here)
-        except BaseException:
-            self.close()
-            raise
-
-    def submit(self, epoch: int, batch: Batch) -> None:
-        """See ``Workers``."""
-        worker = self._next
-        self._next = (worker + 1) % self.num_workers
-        self._asked.append(worker)
-        with contextlib.suppress(BrokenPipeError):  # its death is told where its batch is taken
-            self._connections[worker].send((epoch, batch))
-
-    def take(self) -> Made:
-        """See ``Workers``.
-
-        Raises:
-            WorkerLostError: the worker that had the batch is dead.
-        """
-        worker = self._asked.popleft()
-        connection, process = self._connections[worker], self._processes[worker]
-        wait_for([connection, process.sentinel])
-        try:
-            made = connection.recv()
-        except (EOFError, ConnectionError) as error:
-            process.join(1.0)
-            raise WorkerLostError(
-                f"loader worker {worker} is dead (exit code {process.exitcode}): killed for want "
-                "of memory, or by a crash in a library; the state has not counted its batch, so "
-                "loading it continues without loss. Fewer workers take less memory"
-            ) from error
-        if isinstance(made, BaseException):
-            raise made
-        return made  # type: ignore[no-any-return]
+        return CacheCounts()
 
     def close(self) -> None:
         """See ``Workers``."""
         self._asked.clear()
-        for connection in self._connections:
-            connection.close()
-        for process in self._processes:
-            process.kill()
-        for process in self._processes:
-            process.join()
+        self._end()
 
 
-def _serve(
-    maker: BatchMaker,
-    connection: Connection,
-    number: int,
-    worker_init: Callable[[int], None] | None,
+def _work(maker: BatchMaker, jobs: _Jobs, stopped: threading.Event) -> None:
+    while not stopped.is_set() and (asked := jobs.get()) is not None:
+        future, job = asked
+        try:
+            future.set_result(maker(job, stopped.is_set))
+        except BaseException as error:  # noqa: BLE001 - raised by whoever takes the batch
+            future.set_exception(error)
+        del asked, future, job  # an idle thread keeps nothing alive
+
+
+def _stop(
+    pid: int, jobs: _Jobs, stopped: threading.Event, threads: Sequence[threading.Thread]
 ) -> None:
-    """Make batches until the consumer is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the consumer, which ends us
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    made: Any
-    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
-        try:
-            if worker_init is not None:
-                worker_init(number)
-        except Exception as error:  # noqa: BLE001 - told to the consumer
-            connection.recv()
-            connection.send(_portable(error))
-            return
-        while True:
-            epoch, batch = connection.recv()
-            try:
-                made = maker(epoch, batch)
-            except Exception as error:  # noqa: BLE001 - told to the consumer
-                made = error
-            try:
-                connection.send(_portable(made) if isinstance(made, Exception) else made)
-            except (AttributeError, TypeError, ValueError) as error:
-                connection.send(_portable(error))
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait_for([parent.sentinel])
-        os._exit(1)
-
-
-def _portable(error: Exception) -> Exception:
-    """The error with the worker's traceback as a note; one that can't be pickled, as its text."""
-    text = "".join(traceback.format_exception(error))
-    try:
-        copy = pickle.loads(pickle.dumps(error))
-        if type(copy) is type(error):
-            error.add_note(f"in a loader worker:\n{text}")
-            return error
-    except Exception:  # noqa: BLE001 - many exceptions can't be pickled, each in its own way
-        return ShardkitError(f"in a loader worker: {text}")
-    return ShardkitError(f"in a loader worker: {text}")
+    if os.getpid() != pid:
+        return  # a forked child has the object, and none of the threads
+    stopped.set()
+    for _ in threads:
+        jobs.put(None)
+    until = time.monotonic() + _CLOSE_S
+    for thread in threads:
+        if thread is not threading.current_thread():
+            thread.join(max(0.0, until - time.monotonic()))

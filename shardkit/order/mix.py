@@ -112,6 +112,10 @@ class MixOrder:
         streams = tuple(replace(stream, given=0) for stream in state.streams)
         return replace(state, streams=streams, epoch=state.epoch + 1, turn=-1, rounds_left=0)
 
+    def has_batches(self, state: MixState) -> bool:
+        """Whether the epoch of a state goes on after it."""
+        return next(self._plans(state), None) is not None
+
     def num_batches(self, state: MixState | None = None) -> int | None:
         """Count the batches to the end of the epoch, by drawing them; None if it never ends."""
         if self.options.ends == "never":

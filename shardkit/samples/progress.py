@@ -84,12 +84,12 @@ def split_worker_fields(
     Raises:
         StateError: it is of another worker than this.
     """
-    if not isinstance(state, Mapping) or "worker" not in state:
+    if "worker" not in state:
         return state, None
     fields = dict(state)
     saved = (fields.pop("worker"), fields.pop("num_workers", None))
     first = fields.pop("first", None)
-    if saved != (worker, num_workers) or not isinstance(first, int):
+    if saved != (worker, num_workers) or type(first) is not int:
         raise StateError(
             f"the state is of loader worker {saved[0]} of {saved[1]}, this is {worker} of "
             f"{num_workers}: load it into a StatefulDataLoader with as many workers; "
