@@ -19,6 +19,7 @@ ROOMS = (
     "samples",
     "world",
     "dataset",
+    "streaming",
     "loader",
     "cli",
 )

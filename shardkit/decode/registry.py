@@ -141,6 +141,10 @@ class Decoders:
             return self._is_raw(ext.lower(), name) and _last(ext.lower()) in _LAZY_EXTS
         return isinstance(found, _Guarded) and found.takes_source
 
+    def is_named(self, name: str) -> bool:
+        """Did the user give a decoder to this very name (an ext, or a column)?"""
+        return name.lower() in self._named
+
     def _is_raw(self, ext: str, name: str | None) -> bool:
         if ext in self._named or _last(ext) in self._named:
             return False

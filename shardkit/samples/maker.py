@@ -10,7 +10,7 @@ from typing import Any
 from shardkit.decode import BytesSource, Decoders
 from shardkit.decode.registry import DecodeOption
 from shardkit.errors import DecodeError
-from shardkit.samples.source import Sample
+from shardkit.samples.source import RawMember, Sample
 from shardkit.transforms.pipeline import Pipeline, Transform
 
 __all__ = ["SampleMaker", "StageTimes"]
@@ -73,11 +73,14 @@ class SampleMaker:
             Exception: whatever a transform of the user's raises.
         """
         began = time.perf_counter()
+        for name, value in sample.items():
+            if type(value) is RawMember:
+                sample[name] = self._from_raw(sample, name, value)
         if not self._leaves_bytes:
             for ext in exts:
                 data = sample.get(ext)
                 if data is not None:
-                    sample[ext] = self._decoded(sample, ext, data)
+                    sample[ext] = self._decoded(sample, ext, ext, data)
         decoded = time.perf_counter()
         times.decode += decoded - began
         if not len(self._pipeline):
@@ -86,12 +89,19 @@ class SampleMaker:
         times.transform += time.perf_counter() - decoded
         return made
 
-    def _decoded(self, sample: Sample, ext: str, data: bytes) -> Any:
-        decoder: Callable[[Any], Any] | None = self._decoders.for_ext(ext)
-        if self._decoders.takes_source(ext):
-            source = BytesSource(data, f"{sample['__url__']}/{sample['__key__']}.{ext}")
+    def _decoded(self, sample: Sample, name: str, ext: str, data: bytes) -> Any:
+        decoder: Callable[[Any], Any] | None = self._decoders.for_ext(ext, name)
+        if self._decoders.takes_source(ext, name):
+            source = BytesSource(data, f"{sample['__url__']}/{sample['__key__']}.{name}")
             return source if decoder is None else self._run(decoder, sample, source)
         return data if decoder is None else self._run(decoder, sample, data)
+
+    def _from_raw(self, sample: Sample, name: str, member: RawMember) -> Any:
+        """A raw member decoded by its own ext, or by a decoder that the user gave its name."""
+        if self._leaves_bytes:
+            return member.data
+        ext = name if self._decoders.is_named(name) else member.ext
+        return self._decoded(sample, name, ext, member.data)
 
     def _run(self, decoder: Callable[[Any], Any], sample: Sample, data: Any) -> Any:
         try:

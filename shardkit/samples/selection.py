@@ -46,12 +46,14 @@ class Chosen:
         weights: a numeric column, or a function from the metadata of some rows (a table) to one
             number a row: 0.5 keeps half of such samples, 2 repeats each.
         seed: chooses which samples a broken weight keeps.
+        first: take part at most so many rows, the first ones; None is all.
     """
 
     where: str | None = None
     exclude: Iterable[str] = ()
     weights: Weights | None = None
     seed: int = 0
+    first: int | None = None
 
     def __post_init__(self) -> None:
         """Take the keys once, whatever kind of iterable they came in."""
@@ -65,7 +67,7 @@ class Chosen:
     @property
     def is_all(self) -> bool:
         """Whether every sample takes part once."""
-        return self.where is None and not self.exclude and self.weights is None
+        return (self.where, self.weights, self.first) == (None, None, None) and not self.exclude
 
 
 def select(
@@ -96,7 +98,7 @@ def select(
     weights = chosen.weights if isinstance(chosen.weights, str) else None
     if callable(chosen.weights):
         weights = _identity_of(groups, chosen)
-    key = selection_key(fingerprint, chosen.where, excluded, weights, chosen.seed)
+    key = selection_key(fingerprint, chosen.where, excluded, weights, chosen.seed, chosen.first)
     path = scratch.keep(
         f"{key}.selection",
         lambda part: _write(part, groups, counts, chosen, scratch, key),
@@ -145,6 +147,8 @@ def _copies(
             gone = pc.is_in(keys, value_set=excluded).to_numpy()
             num_found += int(gone.sum())
             copies[gone] = 0
+        if chosen.first is not None:
+            copies[max(0, chosen.first - int(starts[group])) :] = 0
         yield copies
     if num_found < len(excluded):
         logger.warning(

@@ -120,8 +120,14 @@ class ShardSource:
         """Samples per shard."""
         return self.dataset.counts
 
-    def read(self, groups: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> Iterator[Sample]:
+    def read(
+        self,
+        groups: npt.NDArray[np.int64],
+        rows: npt.NDArray[np.int64],
+        seeds: Sequence[int] = (),
+    ) -> Iterator[Sample]:
         """See ``Source``."""
+        del seeds
         with self._range_stream(groups, rows) as ranges:
             yield from self._read(groups, rows, ranges)
 

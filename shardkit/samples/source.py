@@ -10,11 +10,20 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Place", "Places", "Sample", "Source"]
+__all__ = ["Found", "Place", "Places", "RawMember", "Sample", "Source"]
 
 Sample = dict[str, Any]
+Found = Sample | list[Sample] | Exception
 Places = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 """Groups and rows within them, int64 [n] each."""
+
+
+@dataclass(frozen=True, slots=True)
+class RawMember:
+    """A member's bytes with the ext by which to decode them, whatever its name in the sample."""
+
+    ext: str
+    data: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +57,16 @@ class Source(Protocol):
         """Names of members that samples may have."""
         ...
 
-    def read(self, groups: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> Iterator[Sample]:
-        """Yield the sample at each (group, row), in order, lazily: members as bytes.
+    def read(
+        self,
+        groups: npt.NDArray[np.int64],
+        rows: npt.NDArray[np.int64],
+        seeds: Sequence[int] = (),
+    ) -> Iterator[Found]:
+        """Yield what is at each (group, row), in order, lazily: members as bytes.
+
+        A sample; or a list of samples where rows may become several or none; or the row's error,
+        where the source can go on behind it. ``seeds`` are the samples' own, where they are known.
 
         Raises:
             CorruptError, NotFoundError, StoreError: of the sample that would come next. The

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ from shardkit.order.hashing import sample_seeds
 from shardkit.order.selection import Selection
 from shardkit.samples.failures import Failed, can_skip
 from shardkit.samples.maker import SampleMaker, StageTimes
-from shardkit.samples.source import Sample, Source
+from shardkit.samples.source import RawMember, Sample, Source
 
 __all__ = ["Outcome", "SampleStream", "StageTimes", "num_bytes_of"]
 
@@ -53,9 +53,15 @@ class SampleStream:
             selection=self.selection.key,
         )
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether samples leave as the source gives them, so that nothing is done per sample."""
+        return self.maker.is_identity and bool(self.source.exts)
+
     def raw(self, ids: Int64Array) -> Iterator[Sample]:
-        """Samples of bytes, in order; ends with the error of the first that fails."""
-        return self.source.read(*self.selection.locate(ids))
+        """Samples of bytes, in order, where ``is_plain``; ends with the error of the first."""
+        found: Iterator[Any] = self.source.read(*self.selection.locate(ids))
+        return found
 
     def outcomes(
         self,
@@ -86,25 +92,36 @@ class SampleStream:
         exts = self.source.exts
         start = 0
         while start < len(ids):
-            samples = self.source.read(groups[start:], rows[start:])
+            samples = self.source.read(groups[start:], rows[start:], seeds[start:])
             for slot in range(start, len(ids)):
                 start = slot + 1
                 began = time.perf_counter()
                 try:
-                    sample = next(samples)
+                    found = next(samples)
                     spent.fetch += time.perf_counter() - began
-                    spent.num_bytes += num_bytes_of(sample, exts)
                 except Exception as error:  # noqa: BLE001 - a value here, raised by whoever must
                     yield self._failed(groups[slot], rows[slot], error)
                     break  # the iterator ended with its error: go on behind the slot
+                if isinstance(found, Exception):
+                    yield self._failed(groups[slot], rows[slot], found)
+                    continue
                 try:
                     if before is not None:
                         before(seeds[slot])
-                    made = self.maker(sample, exts, seeds[slot], spent)
+                    made = self._made(found, exts, seeds[slot], spent)
                 except Exception as error:  # noqa: BLE001 - same
                     yield self._failed(groups[slot], rows[slot], error)
                 else:
                     yield made
+
+    def _made(
+        self, found: Sample | list[Sample], exts: Sequence[str], seed: int, spent: StageTimes
+    ) -> list[Sample]:
+        samples = found if isinstance(found, list) else [found]
+        spent.num_bytes += sum(num_bytes_of(sample, exts) for sample in samples)
+        if len(samples) == 1:
+            return self.maker(samples[0], exts, seed, spent)
+        return [made for sample in samples for made in self.maker(sample, exts, seed, spent)]
 
     def _failed(self, group: np.int64, row: np.int64, error: Exception) -> Failed:
         if not can_skip(error):
@@ -112,6 +129,8 @@ class SampleStream:
         return Failed(self.source.place(int(group), int(row)), error)
 
 
-def num_bytes_of(sample: Sample, exts: Iterable[str]) -> int:
+def num_bytes_of(sample: Sample, exts: Sequence[str]) -> int:
     """Bytes of a sample's undecoded members."""
+    if not exts:
+        return sum(len(value.data) for value in sample.values() if type(value) is RawMember)
     return sum(len(data) for ext in exts if type(data := sample.get(ext)) is bytes)

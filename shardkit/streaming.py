@@ -1,0 +1,170 @@
+"""``StreamingDataset``: raw files that an index lists, streamed with no packing step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from shardkit.dataset import DEFAULT_CACHE_DIR, DEFAULT_CACHE_LIMIT, SampleDataset
+from shardkit.decode.registry import DecodeOption
+from shardkit.errors import ConfigError
+from shardkit.index.index import Index
+from shardkit.index.open import open_index
+from shardkit.index.scratch import Scratch
+from shardkit.order.epoch import Shuffle
+from shardkit.samples.failures import OnError
+from shardkit.samples.maker import SampleMaker
+from shardkit.samples.raw import Provider, RawOptions, RawSource
+from shardkit.samples.selection import Chosen, Weights, select
+from shardkit.samples.stream import SampleStream
+from shardkit.storage.cache import Cache
+from shardkit.storage.store import open_store
+from shardkit.transforms.pipeline import Pipeline
+from shardkit.world import World
+
+__all__ = ["StreamingDataset"]
+
+
+class StreamingDataset(SampleDataset):
+    """Samples of raw files, in the order, cache, fetch, decode and state of ``ShardDataset``.
+
+    Args:
+        src: any index: a file, wildcard, list, folder, table or DataFrame; see ``open_index``.
+        dst: local folder where far files are kept, shared by all that name it.
+        data_type: of folders: keep samples with a member of this type ("image", "video", …).
+        columns_to_load: columns that hold files; members then go by their column's name. Default:
+            the columns that are found to hold files, members by ext as in packed shards; none
+            with ``[]``: metadata alone.
+        index_col_name: the key column; by default found.
+        num_downloading_workers: requests in flight at once.
+        cache_limit: bytes that ``dst`` never exceeds, such as ``"200gb"`` (the default), all
+            processes of the node together; None keeps all.
+        shuffle: "none", "shard" (row groups of the index in random order), "buffer" (that, and
+            samples mixed within ``buffer_size``; the default) or "global".
+        buffer_size: how far "buffer" mixes, in samples; default 10,000.
+        seed: of the order and of random transforms.
+        inline: columns whose values become members, ``"caption=txt"``.
+        metadata: metadata columns to give; default all others.
+        where: condition in DuckDB's SQL over the index, or a whole ``SELECT … FROM dataframe``.
+        weights: a numeric metadata column, or a function from a table of metadata to a number a
+            row: 0.5 keeps half of such samples, 2 repeats each.
+        max_samples: the first so many rows of the (filtered) index.
+        allow_missing: None for a member that a row lacks or whose file is missing; else such a row
+            is an error.
+        pre_download_transforms: from an index row (a dict, URLs included) to the row to fetch, to
+            several, or to None; they choose what is fetched.
+        data_providers: by member name, functions from an index row to the member's bytes.
+        transforms: from sample to sample, samples or None; see ``shardkit.transforms``.
+        decode: "auto" decodes by ext, None gives bytes, a mapping overrides by ext or name.
+        on_error: "raise", "skip" or "replace"; see ``ShardDataset``.
+        max_failures: end the run when more than so many samples have failed.
+        storage_options: of the store.
+        scratch: local folder for what of the index has to be converted or filtered.
+        world: which part of the samples is ours; default what torch.distributed says.
+
+    Raises:
+        NotFoundError, IndexDataError, ConfigError: see ``open_index``.
+    """
+
+    def __init__(
+        self,
+        src: Any,
+        dst: str = DEFAULT_CACHE_DIR,
+        *,
+        data_type: str | None = None,
+        columns_to_load: Sequence[str] | None = None,
+        index_col_name: str | None = None,
+        num_downloading_workers: int = 32,
+        cache_limit: int | str | None = DEFAULT_CACHE_LIMIT,
+        shuffle: Shuffle = "buffer",
+        buffer_size: int | None = None,
+        seed: int = 0,
+        inline: Sequence[str] | Mapping[str, str] | str | None = None,
+        metadata: Sequence[str] | None = None,
+        where: str | None = None,
+        weights: Weights | None = None,
+        max_samples: int | None = None,
+        allow_missing: bool = False,
+        pre_download_transforms: Iterable[Any] | None = None,
+        data_providers: Mapping[str, Provider] | None = None,
+        transforms: Iterable[Any] | None = None,
+        decode: DecodeOption = "auto",
+        on_error: OnError = "raise",
+        max_failures: int | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+        scratch: str | None = None,
+        world: World | None = None,
+    ) -> None:
+        if num_downloading_workers < 1:
+            raise ConfigError(
+                f"num_downloading_workers={num_downloading_workers} must be at least 1"
+            )
+        store = open_store(storage_options)
+        index = open_index(
+            src,
+            key=index_col_name,
+            files=None if columns_to_load is None else list(columns_to_load),
+            inline=inline,
+            metadata=metadata,
+            where=where,
+            data_type=data_type,
+            store=store,
+            scratch=scratch,
+        )
+        if shuffle == "global":
+            index = index.mapped()
+        options = RawOptions(
+            by_column=columns_to_load is not None,
+            allow_missing=allow_missing,
+            before=Pipeline(pre_download_transforms),
+            providers=dict(data_providers or {}),
+            num_threads=num_downloading_workers,
+        )
+        source = RawSource(index, store, Cache(dst, cache_limit), options)
+        self.index = index
+        super().__init__(
+            SampleStream(
+                source,
+                select(
+                    lambda: _MetadataGroups(index),
+                    index.counts,
+                    index.fingerprint,
+                    Chosen(weights=weights, seed=seed, first=max_samples),
+                    Scratch(scratch),
+                ),
+                SampleMaker(decode, transforms, index.source),
+            ),
+            shuffle=shuffle,
+            buffer_size=buffer_size,
+            seed=seed,
+            on_error=on_error,
+            max_failures=max_failures,
+            world=world,
+        )
+
+
+class _MetadataGroups:
+    """An index's metadata as row groups, filtered rows left out. See ``Groups``."""
+
+    in_memory = False
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+        self.schema = index.metadata_schema
+        self.counts = index.counts
+        self.identity = index.fingerprint
+
+    def read(self, group: int, columns: Sequence[str]) -> pa.Table:
+        """Read the metadata of a group."""
+        return self._index.read(group).metadata.select(list(columns))
+
+    def head(self, columns: Sequence[str], num_rows: int) -> pa.Table:
+        """Return the first rows of the first group."""
+        return self.read(0, columns).slice(0, num_rows)
+
+    def file(self, group: int) -> str:
+        """URL of the index."""
+        del group
+        return self._index.source
