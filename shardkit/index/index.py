@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,6 +18,7 @@ from shardkit.index.columns import FileColumn, to_list
 from shardkit.index.duplicates import KeyBatches, check_unique
 from shardkit.index.findings import Findings
 from shardkit.index.groups import Groups
+from shardkit.index.kept import Kept
 from shardkit.index.mapped import map_groups
 from shardkit.index.names import folder_of
 from shardkit.index.rows import MemberColumn, Rows
@@ -69,9 +68,7 @@ class Index:
         )
         self._metadata_sources = _metadata_sources(findings)
         self.fingerprint = _fingerprint(groups, findings, selection)
-        self._kept: OrderedDict[int, pa.Table] = OrderedDict()  # guarded by _lock
-        self._reading: dict[int, threading.Lock] = {}  # one reader a group; guarded by _lock
-        self._lock = threading.Lock()
+        self._kept: Kept[pa.Table] = Kept(_KEPT_BYTES, lambda table: int(table.nbytes))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restore, (self.source, self._groups, self.findings, self.selection, self._scratch)
@@ -215,27 +212,12 @@ class Index:
         """All needed columns of a whole group, from memory if it was just read."""
         if self._groups.in_memory:
             return self._groups.read(group, self._columns)
-        with self._lock:
-            kept = self._kept.get(group)
-            if kept is not None:
-                self._kept.move_to_end(group)
-                return kept
-            reading = self._reading.setdefault(group, threading.Lock())
-        with reading:
-            with self._lock:
-                kept = self._kept.get(group)
-            if kept is not None:
-                return kept
-            table = self._groups.read(group, self._columns)
-            self._check_group(table, group)
-            with self._lock:
-                self._reading.pop(group, None)
-                self._kept[group] = table
-                while (
-                    len(self._kept) > 1 and sum(t.nbytes for t in self._kept.values()) > _KEPT_BYTES
-                ):
-                    self._kept.popitem(last=False)
-            return table
+        return self._kept.get(group, lambda: self._decoded(group))
+
+    def _decoded(self, group: int) -> pa.Table:
+        table = self._groups.read(group, self._columns)
+        self._check_group(table, group)
+        return table
 
     def _check_group(self, table: pa.Table, group: int) -> None:
         key = self.findings.key

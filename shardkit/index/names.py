@@ -68,6 +68,7 @@ _KNOWN = frozenset().union(*MEDIA_TYPES.values()) | frozenset(
     ]
 )
 _PACKED = frozenset({"gz", "bz2", "xz", "zst"})
+_USUAL = _KNOWN - _PACKED
 _KEY_AND_EXT = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
 _SUFFIX = re.compile(r"(?=[^.]*[a-z])[a-z0-9_\-]{1,16}", re.ASCII)
 
@@ -111,6 +112,9 @@ def last_ext(url: str) -> str:
     belongs together. ``""`` where there is none, or where a web address has one that names no
     medium (``photo.php``).
     """
+    front, _, ext = url.rpartition(".")
+    if ext in _USUAL and front and front[-1] != "/" and "?" not in url:
+        return ext  # nearly always, and several times faster
     base = path_of(url).rpartition("/")[2]
     stem, dot, ext = base.rpartition(".")
     ext = ext.lower()

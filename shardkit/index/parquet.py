@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import threading
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,6 +17,7 @@ from xxhash import xxh3_64_intdigest, xxh3_128
 
 from shardkit.errors import CorruptError, IndexDataError, NotFoundError, ShardkitError
 from shardkit.index.groups import ROWS_PER_GROUP
+from shardkit.index.kept import Kept
 from shardkit.storage.protocol import ObjectInfo, Store
 from shardkit.storage.urls import is_local, local_path
 
@@ -89,8 +88,7 @@ class ParquetGroups:
         self._layout = layout
         self._files = layout.files
         self._places = layout.places
-        self._lock = threading.Lock()
-        self._footers: OrderedDict[int, pq.FileMetaData] = OrderedDict()  # guarded by _lock
+        self._footers: Kept[pq.FileMetaData] = Kept(_KEPT_FOOTERS)
 
     def __reduce__(self) -> tuple[type[ParquetGroups], tuple[Store, ParquetLayout]]:
         return ParquetGroups, (self._store, self._layout)
@@ -172,18 +170,7 @@ class ParquetGroups:
         return RangeFile(self._store, info.url, size)
 
     def _footer(self, file: int) -> pq.FileMetaData:
-        with self._lock:
-            found = self._footers.get(file)
-            if found is not None:
-                self._footers.move_to_end(file)
-                return found
-        info = self._files[file]
-        now = self._same_footer(info)
-        with self._lock:
-            self._footers[file] = now
-            while len(self._footers) > _KEPT_FOOTERS:
-                self._footers.popitem(last=False)
-        return now
+        return self._footers.get(file, lambda: self._same_footer(self._files[file]))
 
     def _same_footer(self, info: ParquetFile) -> pq.FileMetaData:
         """Read a footer again, which must be the one that the groups were counted by."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 import numpy as np
@@ -36,7 +35,6 @@ class Selection:
         self._path = path
         self._raw_counts = raw_counts
         self._stops = np.cumsum((raw_counts + 7) // 8)
-        self._lock = threading.Lock()
         self._bits: npt.NDArray[np.uint8] | None = None  # opened on first use
         self._last: tuple[int, npt.NDArray[np.int64]] | None = None  # replaced whole
 
@@ -55,16 +53,14 @@ class Selection:
         return found
 
     def _map(self) -> npt.NDArray[np.uint8]:
-        with self._lock:
-            if self._bits is None:
-                if not len(self._stops) or not self._stops[-1]:
-                    self._bits = np.zeros(0, dtype=np.uint8)
-                    return self._bits
-                try:
-                    self._bits = np.memmap(self._path, dtype=np.uint8, mode="r")
-                except FileNotFoundError as error:
-                    raise IndexDataError(
-                        f"{self._path}, where the filtered rows were noted, is gone; open the "
-                        "index again (and give scratch= a folder that stays and every node sees)"
-                    ) from error
-            return self._bits
+        if self._bits is None:
+            if not len(self._stops) or not self._stops[-1]:
+                return np.zeros(0, dtype=np.uint8)
+            try:
+                self._bits = np.memmap(self._path, dtype=np.uint8, mode="r")
+            except FileNotFoundError as error:
+                raise IndexDataError(
+                    f"{self._path}, where the filtered rows were noted, is gone; open the index "
+                    "again (and give scratch= a folder that stays and that every node sees)"
+                ) from error
+        return self._bits

@@ -19,6 +19,7 @@ from shardkit.format.manifest import MANIFEST_NAME, SHARDS_NAME, Manifest, sidec
 from shardkit.format.sidecar import KEY, MEMBER_TYPE, metadata_names
 from shardkit.index.columns import URL_COLUMN
 from shardkit.index.groups import hash_batches
+from shardkit.index.kept import Kept
 from shardkit.index.parquet import ParquetFile, ParquetGroups, ParquetLayout, read_schema
 from shardkit.index.scratch import Scratch
 from shardkit.index.streams import codec_of, open_stream
@@ -31,6 +32,7 @@ __all__ = ["ScannedTar", "TarGroups", "open_packed", "open_tars", "scan_tars"]
 logger = logging.getLogger(__name__)
 
 _THREADS = 16  # far tars scanned at once: each waits for one ranged read after another
+_KEPT_TABLES = 256  # views of mapped scans, ~1 KB each
 _FAR_JUMP = 1 << 20  # bytes that a request of ~10 ms costs at ~100 MB/s
 _START = "__start__"
 _END, _ENDED, _PACKED, _IDENTITY = b"end", b"ended", b"packed", b"identity"
@@ -86,17 +88,15 @@ class TarGroups:
             [(KEY, pa.string()), *((ext, MEMBER_TYPE) for ext in exts), (URL_COLUMN, _URL_TYPE)]
         )
         self.identity = xxh3_128_hexdigest("".join(tar.identity for tar in tars).encode())
-        self._last: tuple[int, pa.Table] | None = None  # replaced whole
+        self._tables: Kept[pa.Table] = Kept(_KEPT_TABLES)
 
     def __reduce__(self) -> tuple[type[TarGroups], tuple[Sequence[ScannedTar]]]:
         return TarGroups, (self.tars,)
 
     def read(self, group: int, columns: Sequence[str]) -> pa.Table:
         """Map the tar's scan."""
-        last = self._last
-        if last is None or last[0] != group:
-            last = self._last = (group, self.tars[group].load().table)
-        return _with_url(last[1], self.tars[group].url, self.schema, columns)
+        table = self._tables.get(group, lambda: self.tars[group].load().table)
+        return _with_url(table, self.tars[group].url, self.schema, columns)
 
     def head(self, columns: Sequence[str], num_rows: int) -> pa.Table:
         """Slice the first scan that has samples."""
