@@ -23,7 +23,7 @@ import obstore.store
 from shardkit.errors import ConfigError, ShardkitError, StoreError, TransientError
 from shardkit.storage.bodies import Body, OpenBody, read_body, stream_body
 from shardkit.storage.boundary import short_range, store_error
-from shardkit.storage.credentials import AwsCredentials, find_aws
+from shardkit.storage.credentials import FixedCredentials, find_aws
 from shardkit.storage.forks import keep_for_ever, start_anew_in_children
 from shardkit.storage.http_client import HttpClient, RangePastEndError
 from shardkit.storage.options import Options
@@ -299,15 +299,15 @@ def _open_client(scheme: str, bucket: str, options: Options, max_retries: int) -
         raise ConfigError(f"cannot open {scheme}://{bucket}: {error}") from error
 
 
-def _s3_config(options: Options) -> tuple[Any, AwsCredentials | None]:
-    region, provider = options.region, None
-    if options.key is None and not options.anon:
+def _s3_config(options: Options) -> tuple[Any, Callable[[], dict[str, Any]] | None]:
+    region = options.region
+    provider: Callable[[], dict[str, Any]] | None = None
+    if options.key is not None and options.secret is not None:
+        provider = FixedCredentials(options.key, options.secret, options.token)
+    elif not options.anon:
         provider, found = find_aws(options.profile)
         region = region or found
     config = _given(
-        access_key_id=options.key,
-        secret_access_key=options.secret,
-        session_token=options.token if options.key is not None else None,
         endpoint=options.endpoint_url,
         region=region or "us-east-1",
         skip_signature=options.anon,
