@@ -143,7 +143,7 @@ class SampleDataset(IterableBase):
         if not -self.num_samples <= number < self.num_samples:
             raise IndexError(f"sample {number} of {self.num_samples:,} in {self.stream.source.url}")
         ids = np.array([number % self.num_samples], dtype=np.int64)
-        if self.stream.maker.is_identity:
+        if self.stream.is_plain:
             return next(self.stream.raw(ids))
         (outcome,) = self.stream.outcomes(ids, ids, seed=self._options.seed, epoch=0)
         if isinstance(outcome, Failed):
@@ -293,7 +293,7 @@ class SampleDataset(IterableBase):
         self._lock = threading.Lock()
 
     def _samples(self, block: Block, progress: Progress) -> Iterator[Sample]:
-        if self.stream.maker.is_identity and self.on_error == "raise":
+        if self.stream.is_plain and self.on_error == "raise":
             for slot, sample in enumerate(self.stream.raw(block.ids)):
                 progress.done = slot
                 yield sample

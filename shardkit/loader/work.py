@@ -145,7 +145,7 @@ class BatchMaker:
         feed = self.feeds[part.stream]
         stream = feed.stream
         outcomes: list[Outcome] = []
-        if stream.maker.is_identity and feed.on_error == "raise":
+        if stream.is_plain and feed.on_error == "raise":
             began, exts = time.perf_counter(), stream.source.exts
             for sample in stream.raw(part.ids):
                 _check(is_cancelled)
