@@ -235,6 +235,8 @@ class _Opener:
             with closing(open_stream(self.store, info.url)) as file, Spool(part) as spool:
                 write(*read(file, info.url, spool))
 
+        if not info.version:  # a web server that does not tell when a file changed
+            return keep_unnamed(self.scratch, info.url, make)
         return keep_tables(self.scratch, name, info.url, make)
 
     def _media(self, found: Source) -> Groups:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import pickle
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -237,3 +239,37 @@ def test_an_empty_index_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(NotFoundError, match="no files"):
         open_index(tmp_path / "empty", scratch=scratch)
+
+
+class _Silent(BaseHTTPRequestHandler):
+    """A web server that tells neither etag nor date of what it serves."""
+
+    content = b""
+
+    def do_GET(self) -> None:
+        self.protocol_version = "HTTP/1.1"
+        self.send_response_only(200)
+        self.send_header("Content-Length", str(len(self.content)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(self.content)
+
+    do_HEAD = do_GET
+
+    def log_message(self, *arguments: object) -> None:
+        """Say nothing."""
+
+
+def test_a_file_whose_server_tells_no_version_is_read_anew_each_time(tmp_path: Path) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Silent)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        url = f"http://127.0.0.1:{server.server_port}/i.csv"
+        for name in ("a", "b"):
+            _Silent.content = f"id,url\n{name},s3://b/1.jpg\n".encode()
+            assert all_keys(open_index(url, scratch=str(tmp_path))) == [name]
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
