@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from shardkit.dataset import ShardDataset
     from shardkit.loader import DataLoader, Mix, Stream
+    from shardkit.streaming import StreamingDataset
     from shardkit.world import World
 
 __version__ = "0.1.0"
@@ -21,11 +22,12 @@ _HOMES = {
     "DataLoader": "shardkit.loader",
     "Mix": "shardkit.loader",
     "ShardDataset": "shardkit.dataset",
+    "StreamingDataset": "shardkit.streaming",
     "Stream": "shardkit.loader",
     "World": "shardkit.world",
 }
 
-__all__ = ["DataLoader", "Mix", "ShardDataset", "Stream", "World", "__version__"]
+__all__ = ["DataLoader", "Mix", "ShardDataset", "StreamingDataset", "Stream", "World", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

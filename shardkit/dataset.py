@@ -104,6 +104,7 @@ class SampleDataset(IterableBase):
         if on_error not in ("raise", "skip", "replace"):
             raise ConfigError(f"on_error={on_error!r} is not one of 'raise', 'skip', 'replace'")
         self.stream = stream
+        self._num_samples = stream.num_samples  # a sum over all shards
         self.world = world if world is not None else World.detect()
         self.on_error: OnError = on_error
         self.failures = Failures(max_failures)
@@ -118,7 +119,7 @@ class SampleDataset(IterableBase):
     @property
     def num_samples(self) -> int:
         """Samples of an epoch, over all ranks."""
-        return self.stream.num_samples
+        return self._num_samples
 
     @property
     def options(self) -> ShuffleOptions:
@@ -139,12 +140,12 @@ class SampleDataset(IterableBase):
             IndexError: there is no such sample.
             Exception: whatever its fetch, decode or transform raises: never another sample.
         """
-        number = int(index)
-        if not -self.num_samples <= number < self.num_samples:
-            raise IndexError(f"sample {number} of {self.num_samples:,} in {self.stream.source.url}")
-        ids = np.array([number % self.num_samples], dtype=np.int64)
+        number, num_samples = int(index), self.num_samples
+        if not -num_samples <= number < num_samples:
+            raise IndexError(f"sample {number} of {num_samples:,} in {self.stream.source.url}")
         if self.stream.is_plain:
-            return next(self.stream.raw(ids))
+            return self.stream.one(number % num_samples)
+        ids = np.array([number % num_samples], dtype=np.int64)
         (outcome,) = self.stream.outcomes(ids, ids, seed=self._options.seed, epoch=0)
         if isinstance(outcome, Failed):
             raise with_place(outcome)

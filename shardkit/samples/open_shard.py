@@ -19,11 +19,6 @@ __all__ = ["LocalFile", "OpenFile", "OpenShard", "Verify"]
 
 Verify = Literal["always", "once", "never"]
 
-_LARGE = 16 << 10
-"""Mean bytes of a member from which ``pread`` into fresh memory beats a slice of the map: a map
-costs a page fault for every 64 KB of its first pass (measured: 0.8 of pread at 100 KB, 3 of it at
-1 KB; benchmarks/read_ways.py)."""
-
 
 class OpenFile(Protocol):
     """A file that is held open: a local one, or a cache's pinned entry."""
@@ -62,9 +57,10 @@ class LocalFile:
 class OpenShard:
     """A local tar, its layout, and which of its members have been proved.
 
-    Small members are sliced from a map, large ones read; both are held against the sidecar's
-    checksums until each was seen once (``verify="once"``), so that a first pass costs no extra
-    pass over the file. Stays valid while it is referenced, even if the file is unlinked.
+    Members are sliced from a map, which never loses to ``pread`` and wins by 3 to 1 once its pages
+    are there (``benchmarks/run.py read``). They are held against the sidecar's checksums until
+    each was seen once (``verify="once"``), so that proving them costs no pass of its own. Stays
+    valid while it is referenced, even if the file is unlinked.
 
     Args:
         file: the tar, open; it is closed when nobody references the shard any more.
@@ -99,10 +95,6 @@ class OpenShard:
                 "file; copy it again, or run `shardkit verify` with --repair"
             )
         self.buffer: Any = mmap.mmap(self._fd, size, access=mmap.ACCESS_READ)
-        self._large = {
-            ext: _mean_size(starts, layout.stops[ext]) >= _LARGE
-            for ext, starts in layout.starts.items()
-        }
         self._forget = verify == "once"
         self._on_verified = on_verified
         self._unproved: dict[str, npt.NDArray[np.bool_]] = {}
@@ -111,21 +103,18 @@ class OpenShard:
 
     def maps(self, ext: str) -> bool:
         """Whether plain slices of ``buffer`` are the way to read this member."""
-        return ext not in self._unproved and not self._large.get(ext, False)
+        return ext not in self._unproved
 
     def reader(self, ext: str) -> Callable[[int, int, int], bytes]:
         """A function from row, start and stop to the member's bytes.
 
         It raises ``CorruptError`` where they are cut or fail their checksum.
         """
-        large = self._large.get(ext, False)
-        fd, buffer = self._fd, self.buffer
+        buffer = self.buffer
 
         def read(row: int, start: int, stop: int) -> bytes:
-            if not large:
-                return buffer[start:stop]  # type: ignore[no-any-return]
-            data = os.pread(fd, stop - start, start)
-            return data if len(data) == stop - start else self._rest(data, row, ext, start, stop)
+            del row
+            return buffer[start:stop]  # type: ignore[no-any-return]
 
         if ext not in self._unproved:
             return read
@@ -152,24 +141,8 @@ class OpenShard:
             self._on_verified()
             self._on_verified = None
 
-    def _rest(self, data: bytes, row: int, ext: str, start: int, stop: int) -> bytes:
-        """What a short read left (above 2 GiB the kernel reads in parts)."""
-        parts, have = [data], len(data)
-        while have < stop - start:
-            data = os.pread(self._fd, stop - start - have, start + have)
-            if not data:
-                raise self._corrupt(row, ext, start, "is cut: the file ends before it does")
-            parts.append(data)
-            have += len(data)
-        return b"".join(parts)
-
     def _corrupt(self, row: int, ext: str, start: int, what: str) -> CorruptError:
         return CorruptError(
             f"{self.url}: key {self.layout.keys[row]!r}: the data of {ext!r} at offset {start:,} "
             f"{what}; copy the shard again, or run `shardkit verify` with --repair"
         )
-
-
-def _mean_size(starts: npt.NDArray[np.int64], stops: npt.NDArray[np.int64]) -> float:
-    present = starts >= 0
-    return float((stops - starts)[present].mean()) if present.any() else 0.0

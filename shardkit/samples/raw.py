@@ -145,6 +145,10 @@ class RawSource:
                     ahead.peek()  # pulls requests, and with them what is made of the next rows
                 yield self._finished(made.popleft(), ahead)
 
+    def one(self, group: int, row: int) -> Found:
+        """See ``Source``."""
+        return next(self.read(np.array([group]), np.array([row])))
+
     def place(self, group: int, row: int) -> Place:
         """See ``Source``."""
         try:

@@ -150,6 +150,27 @@ class ShardSource:
                 raise error
             start += num_rows
 
+    def one(self, group: int, row: int) -> Sample:
+        """The sample at one place, with the least work: what ``dataset[i]`` costs."""
+        if self._sparse[group]:
+            return next(self.read(np.array([group]), np.array([row])))
+        shard = self._open.get(group) or self._shard(group)
+        layout = shard.layout
+        sample: Sample = {"__key__": layout.keys[row], "__url__": shard.url}
+        for ext in self.exts:
+            starts = layout.starts.get(ext)
+            if starts is None or starts[row] < 0:
+                continue
+            start, stop = starts[row], layout.stops[ext][row]
+            if shard.maps(ext):
+                sample[ext] = shard.buffer[start:stop]
+            else:
+                sample[ext] = shard.reader(ext)(row, start, stop)
+        for name in self.metadata:
+            values = layout.metadata.get(name)
+            sample[name] = None if values is None else values[row : row + 1].tolist()[0]
+        return sample
+
     def _range_stream(
         self, groups: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]
     ) -> AbstractContextManager[RangeStream | None]:

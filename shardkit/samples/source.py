@@ -74,6 +74,14 @@ class Source(Protocol):
         """
         ...
 
+    def one(self, group: int, row: int) -> Found:
+        """What ``read`` would yield for one place.
+
+        Raises:
+            CorruptError, NotFoundError, StoreError: it can't be read.
+        """
+        ...
+
     def place(self, group: int, row: int) -> Place:
         """Say where a sample is, even if it can't be read."""
         ...

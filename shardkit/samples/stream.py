@@ -58,6 +58,12 @@ class SampleStream:
         """Whether samples leave as the source gives them, so that nothing is done per sample."""
         return self.maker.is_identity and bool(self.source.exts)
 
+    def one(self, number: int) -> Sample:
+        """One sample of bytes, where ``is_plain``."""
+        groups, rows = self.selection.locate(np.array([number], dtype=np.int64))
+        found: Any = self.source.one(int(groups[0]), int(rows[0]))
+        return found  # type: ignore[no-any-return]
+
     def raw(self, ids: Int64Array) -> Iterator[Sample]:
         """Samples of bytes, in order, where ``is_plain``; ends with the error of the first."""
         found: Iterator[Any] = self.source.read(*self.selection.locate(ids))
