@@ -8,6 +8,7 @@ kept and handed out again once nothing refers to them, which makes them as safe 
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import threading
@@ -19,6 +20,7 @@ import numpy.typing as npt
 __all__ = ["BlockPool", "empty"]
 
 _SMALLEST = 64 * 1024  # below it the allocator keeps memory by itself
+_NUM_FIRST = 4
 
 
 class BlockPool:
@@ -36,6 +38,7 @@ class BlockPool:
         self.max_bytes = max_bytes
         # Shared by threads, changed only under the lock: blocks by size, and their total.
         self._blocks: dict[int, list[npt.NDArray[np.uint8]]] = {}
+        self._hints: dict[int, int] = {}  # by size: where to look for an idle block first
         self._lock = threading.Lock()
         self._kept_bytes = 0
 
@@ -53,8 +56,9 @@ class BlockPool:
         size = _rounded(num_bytes)
         with self._lock:
             blocks = self._blocks.setdefault(size, [])
-            place = _idle(blocks)
+            place = _idle(blocks, self._hints.get(size, 0))
             if place is not None:
+                self._hints[size] = place + 1
                 return blocks[place][:num_bytes]
             block = np.empty(size, np.uint8)
             if self._make_room(size):
@@ -71,6 +75,7 @@ class BlockPool:
                     break
                 self._kept_bytes -= length
                 del blocks[place]
+                self._hints.pop(length, None)
         return self._kept_bytes + size <= self.max_bytes
 
     def unlock(self) -> None:
@@ -87,25 +92,26 @@ def _rounded(num_bytes: int) -> int:
     return -(-num_bytes // step) * step
 
 
-def _idle(blocks: list[npt.NDArray[np.uint8]]) -> int | None:
-    """Find the first block that nothing else refers to.
+def _idle(blocks: list[npt.NDArray[np.uint8]], hint: int = 0) -> int | None:
+    """Find a block that nothing else refers to: one of the first few, or the next from ``hint`` on.
 
-    Always the first, so that few blocks go round, and those are in the processor's cache.
+    The first few, so that where little is held, few blocks go round and stay in the processor's
+    cache; the hint, so that where whole batches are held, they need not all be looked at.
     """
-    for place, block in enumerate(blocks):
-        if sys.getrefcount(block) <= _IDLE_REFERENCES:
+    for place in range(min(len(blocks), _NUM_FIRST)):
+        if _references(blocks, place) <= _IDLE_REFERENCES:
+            return place
+    for place in itertools.chain(range(hint, len(blocks)), range(min(hint, len(blocks)))):
+        if _references(blocks, place) <= _IDLE_REFERENCES:
             return place
     return None
 
 
-def _count_idle_references() -> int:
-    """Count the references that ``_idle`` sees on a block that only its list holds."""
-    for _place, block in enumerate([np.empty(1, np.uint8)]):
-        return sys.getrefcount(block)
-    return 0  # not reached
+def _references(blocks: list[npt.NDArray[np.uint8]], place: int) -> int:
+    return sys.getrefcount(blocks[place])
 
 
-_IDLE_REFERENCES = _count_idle_references()
+_IDLE_REFERENCES = _references([np.empty(1, np.uint8)], 0)  # differs between versions of Python
 _pool = BlockPool()
 os.register_at_fork(after_in_child=_pool.unlock)
 empty = _pool.empty

@@ -63,9 +63,14 @@ class DecodeAudio(OnFields):
         elif self.duration is None:
             raise ConfigError(f"start={self.start!r} needs a duration")
 
-    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+    @property
+    def is_random(self) -> bool:
+        """Does it draw anything?"""
+        return self.start in {"random", "random_loud"}
+
+    def __call__(self, sample: Sample, rng: np.random.Generator | None = None) -> Sample:
         """Decode each field; all draw the same share of their length."""
-        draw = draw_for(self.start, rng) if self.start != "random_loud" else float(rng.random())
+        draw = draw_for("random" if self.is_random else 0.0, rng)
         for value, into in self.each(sample):
             source = value.source if isinstance(value, Video) else value
             if isinstance(source, Audio) or self.start in _LOUD_STARTS:

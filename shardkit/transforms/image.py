@@ -12,7 +12,7 @@ from shardkit.decode.extras import has_module, need
 from shardkit.decode.image import decode_image
 from shardkit.decode.source import read_all
 from shardkit.errors import ConfigError
-from shardkit.transforms.onfields import OnFields, names_of
+from shardkit.transforms.onfields import OnFields, drawn_from, names_of
 from shardkit.transforms.pipeline import Sample
 from shardkit.transforms.resize import Box, aspect_box, resize
 
@@ -81,11 +81,17 @@ class Resize(OnFields):
         if not 0 < self.zoom <= 1:
             raise ConfigError(f"zoom={self.zoom}: give more than 0 and at most 1")
 
-    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        """Draw size and place once, and resize each field."""
+    @property
+    def is_random(self) -> bool:
+        """Does it draw anything?"""
+        return self.crop == "random" or isinstance(self.size, Mapping)
+
+    def __call__(self, sample: Sample, rng: np.random.Generator | None = None) -> Sample:
+        """Draw size and place once, and resize each field; ``rng`` where it ``is_random``."""
         size = self._drawn_size(rng)
         place = (0.5, 0.5)
         if self.crop == "random":
+            rng = drawn_from(rng, self)
             place = (float(rng.random()), float(rng.random()))
         for pixels, into in self.each(sample):
             height, width = pixels.shape[-3:-1]
@@ -101,9 +107,10 @@ class Resize(OnFields):
                 sample[into] = resize(pixels, target, mode=self.mode)
         return sample
 
-    def _drawn_size(self, rng: np.random.Generator) -> Size:
+    def _drawn_size(self, rng: np.random.Generator | None) -> Size:
         if not isinstance(self.size, Mapping):
             return self.size
+        rng = drawn_from(rng, self)
         shares = np.array(list(self.size.values()), np.float64)
         return list(self.size)[int(rng.choice(len(shares), p=shares / shares.sum()))]
 

@@ -11,7 +11,7 @@ import numpy as np
 from shardkit.errors import ConfigError
 from shardkit.transforms.pipeline import Sample
 
-__all__ = ["Names", "OnFields", "is_empty", "names_of", "number_of", "value_of"]
+__all__ = ["Names", "OnFields", "drawn_from", "is_empty", "names_of", "number_of", "value_of"]
 
 Names: TypeAlias = str | Sequence[str]
 
@@ -33,6 +33,13 @@ def value_of(sample: Sample, name: str) -> Any:
 def number_of(sample: Sample, value: Any) -> float:
     """Return a number, or the one in the field of that name."""
     return float(value_of(sample, value) if isinstance(value, str) else value)
+
+
+def drawn_from(rng: np.random.Generator | None, preset: object) -> np.random.Generator:
+    """Return the generator, or say that this preset draws from one."""
+    if rng is None:
+        raise ConfigError(f"{type(preset).__name__} is random: call it with rng")
+    return rng
 
 
 def is_empty(value: Any) -> bool:

@@ -97,7 +97,9 @@ def _takes_rng(transform: Transform) -> bool:
         parameters = inspect.signature(transform).parameters.values()
     except (TypeError, ValueError):  # some callables written in C have no signature
         return False
-    takes_rng = any(parameter.name == "rng" for parameter in parameters)
+    # A preset that draws only with some options says so: making a generator takes 10 to 40 us.
+    is_random = getattr(transform, "is_random", True)
+    takes_rng = is_random and any(parameter.name == "rng" for parameter in parameters)
     needed = [
         parameter.name
         for parameter in parameters

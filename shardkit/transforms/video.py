@@ -64,7 +64,12 @@ class DecodeClip(OnFields):
         """The fields that a dataset may leave undecoded."""
         return names_of(self.fields)
 
-    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+    @property
+    def is_random(self) -> bool:
+        """Does it draw anything?"""
+        return self.start == "random" and self.timestamps_from is None
+
+    def __call__(self, sample: Sample, rng: np.random.Generator | None = None) -> Sample:
         """Decode the first field's clip, then the same moments of the others."""
         first: Clip | None = None
         for value, into in self.each(sample):
@@ -82,7 +87,7 @@ class DecodeClip(OnFields):
             sample[into] = clip.frames
         return sample
 
-    def _first(self, video: Video, sample: Sample, rng: np.random.Generator) -> Clip:
+    def _first(self, video: Video, sample: Sample, rng: np.random.Generator | None) -> Clip:
         if self.timestamps_from is not None:
             times = np.asarray(value_of(sample, self.timestamps_from), np.float64)
             return video.frames_at(times, allow_shorter=self.allow_shorter, min_size=self.min_size)

@@ -71,6 +71,24 @@ def test_rng_is_passed_wherever_it_is_named() -> None:
     assert Pipeline([double]).takes_rng == (False,)
 
 
+def test_no_generator_is_made_for_presets_that_draw_nothing() -> None:
+    still = [
+        presets.image_pipeline("jpg", (8, 8)),
+        presets.video_pipeline("mp4", 4, (8, 8), start="middle"),
+        presets.audio_pipeline("wav", 1.0, start="loudest"),
+    ]
+    assert not any(Pipeline(still).takes_rng)
+    for drawing in (
+        presets.Resize("i", (8, 8), crop="random"),
+        presets.Resize("i", {(8, 8): 1}),
+        presets.DecodeClip("mp4", 4),
+        presets.DecodeAudio("wav", 1.0, start="random_loud"),
+    ):
+        assert Pipeline(drawing).takes_rng == (True,)
+    with pytest.raises(ConfigError, match="Resize is random: call it with rng"):
+        presets.Resize("i", (8, 8), crop="random")({"i": media.picture()})
+
+
 def test_what_is_no_transform_is_refused_when_the_dataset_is_made() -> None:
     with pytest.raises(ConfigError, match="is not a transform"):
         Pipeline(["jpg"])
