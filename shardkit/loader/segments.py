@@ -3,8 +3,8 @@
 A batch is pickled with its arrays and tensors out of line, and laid into a *segment*: a piece of
 memory without a name that both processes map. The consumer's arrays are views of it; when the last
 of them is gone the segment goes back to the worker, which fills it anew. So an array is copied
-once, no page is touched for the first time twice, no file descriptor stays open, and a process that
-is killed leaves nothing behind.
+once, no page is touched for the first time twice, a process that is killed leaves nothing behind,
+and the size of /dev/shm does not matter.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class Writer:
         os.ftruncate(fd, size)
         number = self._num_made
         self._num_made += 1
-        self._maps[number] = mmap.mmap(fd, size)
+        self._maps[number] = _map(fd, size)
         return number, fd
 
 
@@ -126,7 +126,7 @@ class Lender:
         try:
             if lent is not None:
                 del self._maps[lent]
-            self._maps[parcel.segment] = mmap.mmap(fd, parcel.num_bytes)
+            self._maps[parcel.segment] = _map(fd, parcel.num_bytes)
         finally:
             os.close(fd)
 
@@ -142,6 +142,13 @@ class Lender:
         view = memory.data
         buffers = [view[start:stop] for start, stop in parcel.buffers]
         return pickle.loads(view[: parcel.body], buffers=buffers)
+
+
+def _map(fd: int, num_bytes: int) -> mmap.mmap:
+    """Map a segment; before Python 3.13 that keeps a descriptor, one per batch that is held."""
+    if sys.version_info >= (3, 13):
+        return mmap.mmap(fd, num_bytes, trackfd=False)
+    return mmap.mmap(fd, num_bytes)
 
 
 class _Chunks(io.RawIOBase):

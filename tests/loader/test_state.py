@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from typing import Any
@@ -99,7 +100,7 @@ class TestElastic:
                     states.append(loader.state_dict())
             assert all(one == states[0] for one in states)
             state = states[0]
-            found += [sorted(sum(parts_, [])) for parts_ in zip(*parts, strict=True)]
+            found += [sorted(itertools.chain(*batch)) for batch in zip(*parts, strict=True)]
             if len(found) == len(whole):
                 break
         assert found == whole
