@@ -58,7 +58,7 @@ class BlockPool:
             blocks = self._blocks.setdefault(size, [])
             place = _idle(blocks, self._hints.get(size, 0))
             if place is not None:
-                self._hints[size] = place + 1
+                self._hints[size] = place
                 return blocks[place][:num_bytes]
             block = np.empty(size, np.uint8)
             if self._make_room(size):
