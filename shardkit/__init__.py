@@ -27,7 +27,15 @@ _HOMES = {
     "World": "shardkit.world",
 }
 
-__all__ = ["DataLoader", "Mix", "ShardDataset", "StreamingDataset", "Stream", "World", "__version__"]
+__all__ = [
+    "DataLoader",
+    "Mix",
+    "ShardDataset",
+    "Stream",
+    "StreamingDataset",
+    "World",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:
