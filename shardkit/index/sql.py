@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import duckdb
 import pyarrow as pa
 
 from shardkit.index.scratch import Scratch
+
+if TYPE_CHECKING:
+    import duckdb
 
 __all__ = ["MEMORY_LIMIT", "Batches", "connect"]
 
@@ -47,6 +49,8 @@ def connect(scratch: Scratch, **tables: Batches) -> Iterator[duckdb.DuckDBPyConn
 
     One thread and a fixed seed, so that equal queries give equal rows in equal order on every rank.
     """
+    import duckdb  # noqa: PLC0415 - heavy, and most processes that hold an index never ask
+
     with scratch.temporary() as spill:
         connection = duckdb.connect(
             ":memory:",

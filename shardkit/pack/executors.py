@@ -10,7 +10,8 @@ import contextlib
 import os
 import pickle
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import AbstractContextManager
 from multiprocessing.connection import Connection, wait
 from typing import Protocol, TypeVar, cast
 
@@ -46,6 +47,10 @@ class Task(Protocol[R_co]):
 class Executor(Protocol):
     """Runs tasks. ``run`` yields results in any order; the first error stops the rest."""
 
+    def ready(self) -> AbstractContextManager[object]:
+        """Within this block a ``run`` may be expected: time to start what is slow to start."""
+        ...
+
     def run(self, task: Task[R], items: Iterable[int], report: Report) -> Iterator[R]:
         """Yield ``task(item)`` for every item as it ends."""
         ...
@@ -65,6 +70,18 @@ class LocalExecutor:
         self.num_workers = num_cores() if num_workers is None else num_workers
         if self.num_workers < 1:
             raise ConfigError(f"workers={num_workers} must be at least 1")
+        self._started: list[Worker] = []
+
+    @contextlib.contextmanager
+    def ready(self) -> Iterator[None]:
+        """See ``Executor``. A worker takes as long to start as a plan to make."""
+        if self.num_workers > 1:
+            self._started.extend(start_worker() for _ in range(self.num_workers))
+        try:
+            yield
+        finally:
+            _kill(self._started)
+            self._started = []
 
     def run(self, task: Task[R], items: Iterable[int], report: Report) -> Iterator[R]:
         """See ``Executor``."""
@@ -74,7 +91,8 @@ class LocalExecutor:
                 yield task(item, report)
             return
         with contextlib.closing(_Crew(pickle.dumps(task), todo, report)) as crew:
-            crew.start(min(self.num_workers, len(todo)))
+            for _ in range(min(self.num_workers, len(todo))):
+                crew.add(self._started.pop() if self._started else start_worker())
             while crew.workers:
                 yield from cast("list[R]", crew.step())
 
@@ -95,12 +113,12 @@ class _Crew:
         self._report = report
         self._num_losses = 0
 
-    def start(self, num_workers: int) -> None:
-        """Start workers."""
-        for _ in range(num_workers):
-            worker = start_worker(self._task)
-            self.workers[worker.connection] = worker
-            self._go_on(worker.connection)
+    def add(self, worker: Worker) -> None:
+        """Give a worker the task, and its first item."""
+        self.workers[worker.connection] = worker
+        with contextlib.suppress(BrokenPipeError):
+            worker.connection.send_bytes(self._task)
+        self._go_on(worker.connection)
 
     def step(self) -> list[object]:
         """Wait for word from workers; returns results that came."""
@@ -123,16 +141,13 @@ class _Crew:
 
     def close(self) -> None:
         """End all workers now: after an error or Ctrl-C nobody wants what they are doing."""
-        for worker in self.workers.values():
-            worker.process.kill()
-        for worker in self.workers.values():
-            worker.close()
+        _kill(self.workers.values())
         self.workers = {}
 
     def _go_on(self, connection: Connection) -> None:
         """Give a worker its next item, or let it go."""
         if not self._todo:
-            self.workers.pop(connection).close()
+            self.workers.pop(connection).end()
             return
         item = self._todo.popleft()
         self._items[connection] = item
@@ -141,7 +156,7 @@ class _Crew:
 
     def _replace(self, connection: Connection) -> None:
         worker = self.workers.pop(connection)
-        worker.close()
+        worker.end()
         self._num_losses += 1
         if self._num_losses > _MAX_LOSSES:
             raise WorkerLostError(
@@ -150,4 +165,11 @@ class _Crew:
                 "same command again to continue, with fewer --workers if memory is short"
             )
         self._todo.appendleft(self._items[connection])
-        self.start(1)
+        self.add(start_worker())
+
+
+def _kill(workers: Collection[Worker]) -> None:
+    for worker in workers:
+        worker.process.kill()
+    for worker in workers:
+        worker.end()

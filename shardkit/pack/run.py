@@ -61,21 +61,22 @@ def pack_index(
     """Pack the rows of an index into shards and publish the manifest when all are there."""
     began = time.monotonic()
     check_writable(output)
-    plan, manifest = _prepared(index, output, options)
-    if manifest is not None:
-        return _summary(output, plan, manifest, plan.num_shards, began)
-    records = _finished(output, plan)
-    num_resumed = len(records)
-    for record in records.values():
-        report(record.samples, record.num_bytes)
-    todo = [shard for shard in range(plan.num_shards) if plan.shard_name(shard) not in records]
-    try:
-        for record in executor.run(shard_task(index, plan, output), todo, report):
-            records[record.name] = record
-    finally:
-        output.sweep()  # of workers that were ended in the middle of a shard
-    in_order = [records[name] for name in sorted(records)]
-    manifest = publish_manifest(output, plan, in_order, index.metadata_schema)
+    with executor.ready():
+        plan, manifest = _prepared(index, output, options)
+        num_resumed = plan.num_shards
+        if manifest is None:
+            records = _finished(output, plan)
+            num_resumed = len(records)
+            for record in records.values():
+                report(record.samples, record.num_bytes)
+            todo = [n for n in range(plan.num_shards) if plan.shard_name(n) not in records]
+            try:
+                for record in executor.run(shard_task(index, plan, output), todo, report):
+                    records[record.name] = record
+            finally:
+                output.sweep()  # of workers that were ended in the middle of a shard
+            in_order = [records[name] for name in sorted(records)]
+            manifest = publish_manifest(output, plan, in_order, index.metadata_schema)
     return _summary(output, plan, manifest, num_resumed, began)
 
 

@@ -16,6 +16,7 @@ import sys
 import threading
 import traceback
 from dataclasses import dataclass
+from importlib.abc import MetaPathFinder
 from multiprocessing.connection import Connection
 from multiprocessing.spawn import get_executable
 from typing import Any
@@ -58,15 +59,24 @@ class Worker:
     life: int
     """File descriptor of a pipe: when our end closes, the worker ends."""
 
-    def close(self) -> None:
-        """Wait for its end, which is at once: it has nothing to do, or was killed."""
+    def end(self) -> None:
+        """Let it go: it has nothing to do, or was killed, and ends at once."""
         os.close(self.life)
         self.process.wait()
         self.connection.close()
 
 
-def start_worker(task: bytes) -> Worker:
-    """Start a process that does the pickled task for every item it is sent."""
+class _NoPandas(MetaPathFinder):
+    """Keeps pandas out of workers: pyarrow imports it at its first array, which takes 0.3 s."""
+
+    def find_spec(self, name: str, path: object, target: object = None) -> None:
+        del path, target
+        if name == "pandas":
+            raise ModuleNotFoundError("workers do without pandas", name=name)
+
+
+def start_worker() -> Worker:
+    """Start a process that waits for a pickled task, and then does it for every item it is sent."""
     ours, theirs = socket.socketpair()
     life_read, life_write = os.pipe()
     with theirs:
@@ -78,13 +88,12 @@ def start_worker(task: bytes) -> Worker:
             process_group=0,
         )
     os.close(life_read)
-    connection = Connection(ours.detach())
-    connection.send_bytes(task)
-    return Worker(process, connection, life_write)
+    return Worker(process, Connection(ours.detach()), life_write)
 
 
 def work(connection_fd: int, life_fd: int) -> None:
     """Do items until the parent has no more; the life of a worker process."""
+    sys.meta_path.insert(0, _NoPandas())
     threading.Thread(target=_end_with_parent, args=(life_fd,), daemon=True).start()
     connection = Connection(connection_fd)
     task = pickle.loads(connection.recv_bytes())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import tarfile
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -91,3 +93,13 @@ def tar_samples(folder: Path | str) -> dict[str, dict[str, bytes]]:
                 assert isinstance(file, io.BufferedReader)
                 samples.setdefault(key, {})[ext] = file.read()
     return samples
+
+
+def workers_alive() -> list[int]:
+    """Process ids of this process's pack workers."""
+    found = []
+    for process in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            if "shardkit.pack" in " ".join(process.cmdline()):
+                found.append(process.pid)
+    return found

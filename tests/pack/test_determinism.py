@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from shardkit.pack import LocalExecutor, verify
-from tests.pack.data import contents, make_files, pack_files
+from tests.pack.data import contents, make_files, pack_files, workers_alive
 
 PACK = """
 import sys
@@ -88,13 +88,11 @@ def test_a_killed_worker_is_replaced_and_its_shard_made_anew(tmp_path: Path) -> 
 
     def kill_one(samples: int, num_bytes: int) -> None:
         del samples, num_bytes
-        workers = [
-            p.pid for p in psutil.Process().children() if "shardkit.pack" in " ".join(p.cmdline())
-        ]
+        workers = workers_alive()
         if workers and len(victims) < 5 and rng.random() < 0.3:
             victims.add(rng.choice(workers))
             for victim in victims:
-                if psutil.pid_exists(victim):
+                if victim in workers:
                     os.kill(victim, signal.SIGKILL)
 
     pack_files(index, tmp_path / "out", samples_per_shard=2, workers=2, report=kill_one)

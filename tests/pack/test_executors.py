@@ -16,6 +16,7 @@ import pytest
 
 from shardkit.errors import ConfigError, NotFoundError
 from shardkit.pack.executors import LocalExecutor, WorkerLostError, nothing
+from tests.pack.data import workers_alive
 
 Report = Callable[[int, int], None]
 
@@ -50,17 +51,13 @@ class Fails:
         return item
 
 
-def no_children() -> bool:
-    return not [p for p in psutil.Process().children() if "shardkit.pack" in " ".join(p.cmdline())]
-
-
 @pytest.mark.parametrize("workers", [1, 2, 4])
 def test_every_item_is_done_once_and_reported(workers: int) -> None:
     seen: list[int] = []
     results = LocalExecutor(workers).run(Square(), range(20), lambda _, size: seen.append(size))
     assert sorted(results) == [n * n for n in range(20)]
     assert sorted(seen) == list(range(20))
-    assert no_children()
+    assert not workers_alive()
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -69,7 +66,7 @@ def test_an_error_reaches_the_caller_as_it_was(workers: int) -> None:
     with pytest.raises(NotFoundError) as caught:
         list(LocalExecutor(workers).run(Fails(error), range(20), nothing))
     assert str(caught.value) == "no such thing; look elsewhere"
-    assert no_children()
+    assert not workers_alive()
 
 
 def test_a_killed_worker_is_replaced(tmp_path: Path) -> None:
@@ -82,14 +79,14 @@ def test_workers_that_are_always_killed_are_given_up_with_the_remedy(tmp_path: P
     task = Square(str(tmp_path), frozenset(range(8)), times=100)
     with pytest.raises(WorkerLostError, match=r"4 worker processes in a row .*-9.*fewer --workers"):
         list(LocalExecutor(2).run(task, range(8), nothing))
-    assert no_children()
+    assert not workers_alive()
 
 
 def test_an_abandoned_run_ends_its_workers() -> None:
     run = LocalExecutor(2).run(Square(), range(1000), nothing)
     next(run)  # type: ignore[call-overload]
     run.close()  # type: ignore[attr-defined]
-    assert no_children()
+    assert not workers_alive()
 
 
 def test_workers_die_with_their_parent(tmp_path: Path) -> None:
@@ -119,6 +116,16 @@ class Sleeps:
     def __call__(self, item: int, report: Report) -> None:
         report(1, 1)
         time.sleep(60)
+
+
+def test_workers_that_are_ready_and_not_needed_are_ended() -> None:
+    executor = LocalExecutor(2)
+    with executor.ready():
+        assert len(workers_alive()) == 2
+        assert sorted(executor.run(Square(), range(4), nothing)) == [0, 1, 4, 9]
+    with executor.ready():
+        pass
+    assert not workers_alive()
 
 
 def test_at_least_one_worker_is_needed() -> None:
