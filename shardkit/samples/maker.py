@@ -85,7 +85,11 @@ class SampleMaker:
         times.decode += decoded - began
         if not len(self._pipeline):
             return [sample]
-        made = self._pipeline(sample, seed)
+        key, url = sample.get("__key__"), sample.get("__url__")  # transforms may drop them
+        try:
+            made = self._pipeline(sample, seed)
+        except DecodeError as error:
+            raise self._placed(error, url, key) from error
         times.transform += time.perf_counter() - decoded
         return made
 
@@ -107,6 +111,7 @@ class SampleMaker:
         try:
             return decoder(data)
         except DecodeError as error:
-            raise DecodeError(
-                f"dataset {self._dataset}: {sample['__url__']}: key {sample['__key__']!r}: {error}"
-            ) from error
+            raise self._placed(error, sample["__url__"], sample["__key__"]) from error
+
+    def _placed(self, error: DecodeError, url: Any, key: Any) -> DecodeError:
+        return DecodeError(f"dataset {self._dataset}: {url}: key {key!r}: {error}")

@@ -1,44 +1,42 @@
 """Samples of raw files that an index lists: rows → requests → samples, in order, fetched ahead.
 
-Data's path: (group, row) → ``Rows`` of the index, a block at a time → (``pre_download_transforms``
-rewrite rows as dicts) → one request per member → fetched concurrently through the cache → dicts
-whose members are ``RawMember``: bytes, and the ext by which to decode them.
+Data's path: (group, row) → pending samples (``RowReader``), a block at a time → far members are
+fetched concurrently through the cache, near ones (local, or cached) read in this thread when their
+turn comes → dicts whose members are ``RawMember``: bytes, and the ext by which to decode them.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from itertools import chain, groupby
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from shardkit.errors import ConfigError, IndexDataError, NotFoundError, ShardkitError, StoreError
-from shardkit.format.keys import fit_key
+from shardkit.decode import Decoders
+from shardkit.errors import ConfigError, CorruptError, NotFoundError, ShardkitError
 from shardkit.format.sniff import sniff_ext
-from shardkit.index.columns import to_list
-from shardkit.index.gather import gather_rows
 from shardkit.index.index import Index
 from shardkit.index.names import last_ext
-from shardkit.index.rows import MemberColumn, Rows, member_name
+from shardkit.samples.paths import path_of
 from shardkit.samples.source import Found, Place, Places, RawMember, Sample
+from shardkit.samples.wanted import Asked, Naming, Pending, Provider, RowReader, Wanted
 from shardkit.storage.cache import Cache
-from shardkit.storage.fetch import OrderedFetch, Request, Result, fetch_in_order
+from shardkit.storage.fetch import Result, fetch_in_order
+from shardkit.storage.filesystems import is_network_path
 from shardkit.storage.protocol import Store
+from shardkit.storage.requests import Request, load_verified
+from shardkit.storage.urls import is_local, local_path
 from shardkit.transforms.pipeline import Pipeline
 
 __all__ = ["Provider", "RawOptions", "RawSource"]
-
-Provider = Callable[..., bytes]
-"""From an index row (a dict), and from ``rng`` if it asks for it, to a member's bytes."""
-
-_FIRST_BLOCK = 64
-_MOST_ROWS = 1_024
-"""Rows looked up in the index together. The first block is small, so that one sample or one batch
-costs what it is."""
 
 
 @dataclass(frozen=True)
@@ -46,40 +44,23 @@ class RawOptions:
     """How rows become samples.
 
     Attributes:
-        by_column: name members by their column, not by their ext.
+        naming: of members.
         allow_missing: a member that the row lacks, or whose file is missing, is None; else the row
             is an error.
+        as_paths: members are local paths, not bytes.
         before: rewrites rows before anything is fetched; may multiply or drop them.
         providers: by member name, functions that give its bytes from the row.
         num_threads: requests in flight at once.
         lookahead_bytes: bound on what is fetched ahead.
     """
 
-    by_column: bool = False
+    naming: Naming = Naming()
     allow_missing: bool = False
+    as_paths: bool = False
     before: Pipeline = field(default_factory=Pipeline)
     providers: Mapping[str, Provider] = field(default_factory=dict)
     num_threads: int = 32
     lookahead_bytes: int = 64 << 20
-
-
-@dataclass(slots=True)
-class _Wanted:
-    """A member to come: its name ("" where only the bytes will tell), and where from."""
-
-    name: str
-    column: str
-    qualified: bool
-    request: Request
-
-
-@dataclass(slots=True)
-class _Pending:
-    """A sample that waits for its members, in the order of ``wanted``."""
-
-    sample: Sample
-    wanted: list[_Wanted] = field(default_factory=list)
-    error: Exception | None = None
 
 
 class RawSource:
@@ -99,7 +80,19 @@ class RawSource:
         self.store = store
         self.cache = cache
         self.options = options
-        self._as_dicts = bool(len(options.before)) or bool(options.providers)
+        self._auto = Decoders()
+        self._providers = {name: _Provided(name, f) for name, f in options.providers.items()}
+        self._rows = RowReader(
+            index,
+            options.naming,
+            allow_missing=options.allow_missing,
+            before=options.before,
+            providers=options.providers,
+            is_near=self._is_near,
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RawSource, (self.index, self.store, self.cache, self.options)
 
     @property
     def url(self) -> str:
@@ -123,27 +116,15 @@ class RawSource:
         seeds: Sequence[int] = (),
     ) -> Iterator[Found]:
         """See ``Source``; a row that can't be had is yielded as its error, and others follow."""
-        made: deque[list[_Pending]] = deque()
-
-        def requests() -> Iterator[Request]:
-            for pending in self._pending(groups, rows, seeds):
-                made.append(pending)
-                for item in pending:
-                    for wanted in item.wanted:
-                        yield wanted.request
-
-        with fetch_in_order(
-            self.store,
-            requests(),
-            cache=self.cache,
-            num_threads=min(self.options.num_threads, max(1, 4 * len(rows))),
-            lookahead_bytes=self.options.lookahead_bytes,
-        ) as results:
-            ahead = _Results(results)
-            for _ in range(len(rows)):
-                while not made:
-                    ahead.peek()  # pulls requests, and with them what is made of the next rows
-                yield self._finished(made.popleft(), ahead)
+        if self._rows.is_metadata_only:
+            yield from self._rows.metadata(groups, rows)
+            return
+        places = zip(groups.tolist(), rows.tolist(), strict=True)
+        blocks = self._rows.blocks(groups, rows, seeds)
+        for is_far, stretch in groupby(blocks, _has_far):
+            pending = chain.from_iterable(stretch)
+            for items, results in self._fetched(pending) if is_far else _unfetched(pending):
+                yield self._finished(items, results, next(places))
 
     def one(self, group: int, row: int) -> Found:
         """See ``Source``."""
@@ -163,200 +144,163 @@ class RawSource:
         del places
         return contextlib.nullcontext()
 
-    # -- rows → pending samples -----------------------------------------------------------------
+    def _is_near(self, request: Request) -> bool:
+        """Whether reading it here and now is quicker than handing it to another thread."""
+        if is_local(request.url):
+            return not _is_network_folder(os.path.dirname(local_path(request.url)))
+        return self.cache.holds(request.key(self.store))
 
-    def _pending(
-        self, groups: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], seeds: Sequence[int]
-    ) -> Iterator[list[_Pending]]:
-        start, size = 0, _FIRST_BLOCK
-        while start < len(rows):
-            stop = min(start + size, len(rows))
-            block = gather_rows(self.index, groups[start:stop], rows[start:stop])
-            if self._as_dicts:
-                yield from self._rewritten(block, seeds[start:stop])
-            else:
-                yield from ([item] for item in self._plain(block))
-            start, size = stop, min(4 * size, _MOST_ROWS)
+    def _fetched(
+        self, pending: Iterator[list[Pending]]
+    ) -> Iterator[tuple[list[Pending], Iterator[Result]]]:
+        """Rows, in order, with the results that their far members take."""
+        made: deque[list[Pending]] = deque()
 
-    def _plain(self, rows: Rows) -> Iterator[_Pending]:
-        """Rows as they are: columns turned into lists once, then one dict a row."""
-        names = ("__key__", "__url__", *rows.metadata.column_names)
-        metadata = [to_list(column) for column in rows.metadata.columns]
-        keys = [fit_key(key) for key in rows.keys]
-        columns = zip(keys, _first_urls(rows, self.index.source), *metadata, strict=True)
-        members = [(member, self._names(member)) for member in rows.members]
-        for row, values in enumerate(columns):
-            item = _Pending(dict(zip(names, values, strict=True)))
-            for member, known in members:
-                self._add(item, member, known[row], row)
-            if (
-                members
-                and not item.wanted
-                and item.error is None
-                and len(item.sample) == len(names)
-            ):
-                item.error = IndexDataError(f"the row with key {keys[row]!r} names no file at all")
-            yield item
+        def requests() -> Iterator[Request]:
+            for items in pending:
+                made.append(items)
+                for wanted in _far(items):
+                    if wanted.request is not None:
+                        yield wanted.request
 
-    def _add(self, item: _Pending, member: MemberColumn, name: str, row: int) -> None:
-        """Add a member of a row to what the sample waits for, or to the sample."""
-        url = member.urls[row]
-        value = member.values[row] if member.values is not None else None
-        if url is not None:
-            request = _request(member, url, row)
-            item.wanted.append(_Wanted(name, member.name, member.qualified, request))
-        elif value is not None:
-            self._put(item.sample, name, member.name, member.qualified, value)
-        elif self.options.allow_missing:
-            item.sample[member.name if self.options.by_column else name or member.name] = None
-        elif self.options.by_column:
-            item.error = _nothing_in(item.sample["__key__"], member.name)
-
-    def _names(self, member: MemberColumn) -> list[str]:
-        """[N] names of the members; "" where the ext is not known yet."""
-        of = {ext: self._name(member.name, member.qualified, ext) for ext in set(member.exts)}
-        return [of[ext] for ext in member.exts]
-
-    def _name(self, column: str, qualified: bool, ext: str) -> str:
-        if self.options.by_column:
-            return column
-        return member_name(column, ext, qualified=qualified) if ext else ""
-
-    def _rewritten(self, rows: Rows, seeds: Sequence[int]) -> Iterator[list[_Pending]]:
-        """Rows as dicts, through ``pre_download_transforms`` and the providers."""
-        metadata = rows.metadata.to_pylist()
-        for row, key in enumerate(rows.keys):
-            cells = {member.name: _cell(member, row) for member in rows.members}
-            seed = seeds[row] if row < len(seeds) else 0
-            try:
-                records = self.options.before({**metadata[row], **cells}, seed)
-                yield [self._of_record(record, rows, key, seed) for record in records]
-            except Exception as error:  # noqa: BLE001 - the row's: told where its turn comes
-                yield [_Pending({"__key__": fit_key(key)}, error=error)]
-
-    def _of_record(self, record: Sample, rows: Rows, key: str, seed: int) -> _Pending:
-        files = {member.name: member for member in rows.members}
-        plain = {name: value for name, value in record.items() if name not in files}
-        item = _Pending({"__key__": fit_key(key), "__url__": self.index.source, **plain})
-        for name, member in files.items():
-            cell = record.get(name)
-            if isinstance(cell, bytes):
-                self._put(item.sample, "", name, member.qualified, cell)
-            elif cell:
-                known = self._name(name, member.qualified, last_ext(cell))
-                wanted = _Wanted(known, name, member.qualified, Request(cell, version=""))
-                item.wanted.append(wanted)
-            elif self.options.allow_missing:
-                item.sample[name] = None
-            else:
-                item.error = _nothing_in(key, name)
-        for name, provide in self.options.providers.items():
-            (given,) = Pipeline([_Provided(provide)])(record, seed)
-            item.sample[name] = RawMember(name, given["data"])
-        return item
+        with fetch_in_order(
+            self.store,
+            requests(),
+            cache=self.cache,
+            num_threads=self.options.num_threads,
+            lookahead_bytes=self.options.lookahead_bytes,
+        ) as results:
+            taken = next(results, None)  # has rows made
+            while made:
+                items = made.popleft()
+                first = [] if taken is None else [taken]
+                num_far = sum(1 for _ in _far(items))
+                found = [*first, *(next(results) for _ in range(num_far - len(first)))]
+                yield items, iter(found[:num_far])
+                taken = found[num_far] if len(found) > num_far else None
+                if taken is None and not made:
+                    taken = next(results, None)
 
     # -- results → samples ----------------------------------------------------------------------
 
-    def _finished(self, pending: list[_Pending], results: _Results) -> Found:
-        """Take the members of a row's samples; the first error if one can't be had."""
-        error: Exception | None = None
+    def _finished(
+        self, pending: list[Pending], results: Iterator[Result], place: tuple[int, int]
+    ) -> Found:
+        """Give the samples of a row their members; the row's error if one can't be had."""
+        samples = []
         for item in pending:
-            found = self._fill(item, results)
-            error = error or found
-        if error is not None:
-            return error
-        return [item.sample for item in pending] if self._as_dicts else pending[0].sample
+            try:
+                samples.append(self._filled(item, results))
+            except Exception as error:  # noqa: BLE001 - the row's
+                return self._naming_row(error, item, place)
+        return samples[0] if len(samples) == 1 else samples
 
-    def _fill(self, item: _Pending, results: _Results) -> Exception | None:
-        error = item.error
+    def _filled(self, item: Pending, results: Iterator[Result]) -> Sample:
+        if item.error is not None:
+            raise item.error
+        sample = item.sample
         for wanted in item.wanted:
-            result = results.take()
-            if isinstance(result.error, NotFoundError) and self.options.allow_missing:
-                item.sample[wanted.name or wanted.column] = None
-            elif result.error is not None:
-                error = error or result.error
-            elif not result.data:
-                error = error or StoreError(f"{wanted.request.url} is empty: zero bytes")
-            else:
-                self._put(
-                    item.sample,
-                    wanted.name,
-                    wanted.column,
-                    wanted.qualified,
-                    result.data,
-                    last_ext(wanted.request.url),
-                )
-        return error
+            data = wanted.data
+            if wanted.request is not None:
+                try:
+                    data = self._near(wanted.request) if wanted.is_near else next(results).unwrap()
+                except NotFoundError:
+                    if not self.options.allow_missing:
+                        raise
+                    sample[wanted.name or wanted.member.name] = None
+                    continue
+                if not data:
+                    raise CorruptError(f"{wanted.request.url} is empty: zero bytes")
+            self._put(sample, wanted, data)
+        for asked in item.asked:
+            self._ask(sample, asked)
+        return sample
 
-    def _put(
-        self, sample: Sample, name: str, column: str, qualified: bool, data: bytes, ext: str = ""
-    ) -> None:
+    def _near(self, request: Request) -> bytes:
+        """A member read in this thread."""
+        if is_local(request.url):
+            return load_verified(self.store, request)
+        return self.cache.get(request.key(self.store), lambda: load_verified(self.store, request))
+
+    def _put(self, sample: Sample, wanted: Wanted, data: bytes) -> None:
         """Give the sample a member, named by its bytes where nothing else tells its ext."""
-        if not ext:
-            ext = name.rpartition(".")[2] if name and not self.options.by_column else ""
+        naming, request = self.options.naming, wanted.request
+        ext = "" if request is None else last_ext(request.url)
+        if not ext and wanted.name and not naming.by_column:
+            ext = last_ext(f"x.{wanted.name}")
         ext = ext or sniff_ext(data) or "bin"
-        sample[name or self._name(column, qualified, ext)] = RawMember(ext, data)
+        name = wanted.name or naming.name(wanted.member, ext)
+        if self.options.as_paths:
+            sample[name] = path_of(request, data, self.cache, self.store)
+        else:
+            sample[name] = RawMember(ext, data)
 
+    def _ask(self, sample: Sample, asked: Asked) -> None:
+        data = self._providers[asked.name](asked.row, asked.seed)
+        if data is None:
+            if not self.options.allow_missing:
+                raise NotFoundError(f"the data provider of {asked.name!r} gave None")
+            sample[asked.name] = None
+        elif self.options.as_paths:
+            sample[asked.name] = path_of(None, data, self.cache, self.store)
+        else:
+            known = self._auto.for_ext(asked.name) is not None
+            sample[asked.name] = RawMember(
+                asked.name if known else sniff_ext(data) or asked.name, data
+            )
 
-class _Results:
-    """Results in order, of which one can be waited for before it is taken."""
-
-    def __init__(self, results: OrderedFetch) -> None:
-        self._results = results
-        self._peeked: Result | None = None
-
-    def peek(self) -> None:
-        """Have the next result asked for, and wait for it."""
-        if self._peeked is None:
-            self._peeked = next(self._results, None)
-
-    def take(self) -> Result:
-        """The next result."""
-        taken, self._peeked = self._peeked, None
-        return next(self._results) if taken is None else taken
+    def _naming_row(self, error: Exception, item: Pending, place: tuple[int, int]) -> Exception:
+        """The error, telling which row of the index it is of."""
+        key = item.sample.get("__key__")
+        row = self.index.describe_row(*place) + (f" (key {key!r})" if key is not None else "")
+        if not isinstance(error, ShardkitError):
+            error.add_note(f"while reading {row}")
+            return error
+        told = type(error)(f"{row}: {error}")
+        told.__cause__ = error
+        return told
 
 
 class _Provided:
-    """A provider as a transform, so that it gets the row's own generator if it asks for it."""
+    """A provider, called as transforms are: with the row's own generator if it asks for it."""
 
-    def __init__(self, provide: Provider) -> None:
+    def __init__(self, name: str, provide: Provider) -> None:
+        self._name = name
         self._provide = provide
         self._takes_rng = Pipeline([provide]).takes_rng[0]
 
-    def __call__(self, row: Sample, rng: np.random.Generator) -> Sample:
-        data = self._provide(row, rng=rng) if self._takes_rng else self._provide(row)
-        if not isinstance(data, bytes):
-            raise ConfigError(f"a data provider gave {type(data).__name__}; it must give bytes")
-        return {"data": data}
+    def __call__(self, row: Sample, seed: int) -> bytes | None:
+        if self._takes_rng:
+            data = self._provide(row, rng=np.random.Generator(np.random.PCG64(seed)))
+        else:
+            data = self._provide(row)
+        if data is not None and not isinstance(data, bytes):
+            raise ConfigError(
+                f"the data provider of {self._name!r} gave {type(data).__name__}; it must give "
+                "bytes, or None where there is nothing"
+            )
+        return data
 
 
-def _request(member: MemberColumn, url: str, row: int) -> Request:
-    size = member.sizes[row] if member.sizes is not None else -1
-    checksum = member.checksums[row] if member.checksums is not None else None
-    if member.starts is not None and size >= 0:
-        start = member.starts[row]
-        return Request(url, start=start, stop=start + size, checksum=checksum, version="")
-    return Request(url, size=size, checksum=checksum, version="" if size < 0 else str(size))
+def _far(items: Iterable[Pending]) -> Iterator[Wanted]:
+    for item in items:
+        for wanted in item.wanted:
+            if not wanted.is_near:
+                yield wanted
 
 
-def _first_urls(rows: Rows, source: str) -> list[str]:
-    """[N] the URL of each row's first member; the index's where there is none."""
-    urls = [source] * len(rows)
-    for member in reversed(rows.members):
-        urls = [own or other for own, other in zip(member.urls, urls, strict=True)]
-    return urls
+def _has_far(block: list[list[Pending]]) -> bool:
+    return any(True for items in block for _ in _far(items))
 
 
-def _cell(member: MemberColumn, row: int) -> str | bytes | None:
-    """A member as ``pre_download_transforms`` see it: its full URL, or its bytes."""
-    url = member.urls[row]
-    if url is not None:
-        return url
-    return member.values[row] if member.values is not None else None
+def _unfetched(
+    pending: Iterator[list[Pending]],
+) -> Iterator[tuple[list[Pending], Iterator[Result]]]:
+    nothing: Iterator[Result] = iter(())
+    for items in pending:
+        yield items, nothing
 
 
-def _nothing_in(key: str, column: str) -> IndexDataError:
-    return IndexDataError(
-        f"the row with key {key!r} has nothing in column {column!r}; fill it, or say "
-        "allow_missing=True to get None"
-    )
+@functools.lru_cache(maxsize=1024)
+def _is_network_folder(folder: str) -> bool:
+    return is_network_path(folder)

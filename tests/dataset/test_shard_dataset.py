@@ -353,3 +353,11 @@ class TestDamage:
         dataset = ShardDataset(packed.url, decode={"txt": int})
         with pytest.raises(DecodeError, match=r"shards: .*shard-000000\.tar: key '0002'.*txt"):
             dataset[2]
+
+    def test_so_does_what_a_transform_can_not_decode(self, packed: Packed) -> None:
+        def decode_late(sample: dict[str, Any]) -> dict[str, Any]:
+            raise DecodeError("cannot decode .jpg")
+
+        dataset = ShardDataset(packed.url, decode=None, transforms=[decode_late])
+        with pytest.raises(DecodeError, match=r"shards: .*shard-000000\.tar: key '0002'.*jpg"):
+            dataset[2]

@@ -1,0 +1,298 @@
+"""Rows of an index → samples that wait for their members: what to fetch, and how to name it.
+
+Two ways lead here. Plain rows are turned into dicts column by column. Rows that
+``pre_download_transforms`` or data providers want to see become dicts first, may be rewritten,
+multiplied or dropped, and what is then in the columns of files is what is fetched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from shardkit.errors import IndexDataError, ShardkitError
+from shardkit.format.keys import fit_key
+from shardkit.index.columns import to_list
+from shardkit.index.gather import gather_rows
+from shardkit.index.index import Index
+from shardkit.index.names import last_ext
+from shardkit.index.rows import MemberColumn, Rows, member_name
+from shardkit.samples.source import Sample
+from shardkit.storage.requests import Request
+from shardkit.transforms.pipeline import Pipeline
+
+__all__ = ["Asked", "Naming", "Pending", "Provider", "RowReader", "Wanted"]
+
+Provider = Callable[..., bytes | None]
+"""From an index row (a dict), and from ``rng`` if it asks for it, to a member's bytes."""
+
+_FIRST_BLOCK = 64
+_MOST_ROWS = 1_024
+"""Rows looked up in the index together. The first block is small, so that one sample or one batch
+costs what it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Naming:
+    """How members are called in samples: by the one rule of ``member_name``, or by their column."""
+
+    by_column: bool = False
+
+    def name(self, member: MemberColumn, ext: str) -> str:
+        """The member's name; "" where that needs an ext which is not known yet."""
+        if self.by_column:
+            return member.name
+        return member_name(member.name, ext, qualified=member.qualified) if ext else ""
+
+    def absent(self, member: MemberColumn, ext: str) -> str:
+        """The name under which a sample says that it lacks the member."""
+        return self.name(member, ext) or member.name
+
+
+@dataclass(slots=True)
+class Wanted:
+    """A member to come, or one that the index itself holds.
+
+    Attributes:
+        name: in the sample; "" where only the bytes will tell.
+        member: its column.
+        request: where it is; None where ``data`` has it.
+        data: its bytes.
+        is_near: whether it is read when its turn comes, with nothing fetched ahead.
+    """
+
+    name: str
+    member: MemberColumn
+    request: Request | None
+    data: bytes = b""
+    is_near: bool = True
+
+
+@dataclass(slots=True)
+class Asked:
+    """A provider that is to be asked for a member."""
+
+    name: str
+    row: Sample
+    seed: int
+
+
+@dataclass(slots=True)
+class Pending:
+    """A sample that waits for its members, in the order of ``wanted``."""
+
+    sample: Sample
+    wanted: list[Wanted] = field(default_factory=list)
+    asked: list[Asked] = field(default_factory=list)
+    error: Exception | None = None
+
+
+class RowReader:
+    """Reads rows of an index as pending samples.
+
+    Args:
+        index: the rows.
+        naming: of members.
+        allow_missing: a member that the row lacks is None, not an error.
+        before: rewrites rows before anything is fetched.
+        providers: members that functions give.
+        is_near: whether a request is read where it is, or cached.
+    """
+
+    def __init__(
+        self,
+        index: Index,
+        naming: Naming,
+        *,
+        allow_missing: bool,
+        before: Pipeline,
+        providers: Mapping[str, Provider],
+        is_near: Callable[[Request], bool],
+    ) -> None:
+        self._index = index
+        self._naming = naming
+        self._allow_missing = allow_missing
+        self._before = before
+        self._providers = providers
+        self._is_near = is_near
+        self._rewrites = bool(len(before)) or bool(providers)
+
+    @property
+    def is_metadata_only(self) -> bool:
+        """Whether rows are samples as they are: nothing to fetch, nothing to rewrite."""
+        return not self._index.findings.files and not self._rewrites
+
+    def metadata(
+        self, groups: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]
+    ) -> Iterator[Sample | Exception]:
+        """Samples, where ``is_metadata_only``."""
+        for start, stop in _cuts(len(rows)):
+            for found in self._read(groups[start:stop], rows[start:stop]):
+                if isinstance(found, Exception):
+                    yield found
+                else:
+                    yield from self._dicts(found)
+
+    def blocks(
+        self, groups: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], seeds: Sequence[int]
+    ) -> Iterator[list[list[Pending]]]:
+        """Blocks of rows, each row as the samples that become of it."""
+        for start, stop in _cuts(len(rows)):
+            block: list[list[Pending]] = []
+            for found in self._read(groups[start:stop], rows[start:stop]):
+                if isinstance(found, Exception):
+                    block.append([Pending({}, error=found)])
+                elif self._rewrites:
+                    at = start + len(block)
+                    block.extend(self._rewritten(found, seeds[at : at + len(found)]))
+                else:
+                    block.extend([item] for item in self._plain(found))
+            yield block
+
+    def _read(
+        self, groups: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]
+    ) -> Iterator[Rows | Exception]:
+        """The rows; where a group is at fault, one by one, so that the others keep their turn."""
+        try:
+            yield gather_rows(self._index, groups, rows)
+        except ShardkitError as error:
+            if len(rows) == 1 or (groups[0] == groups).all():
+                yield from [error] * len(rows)
+                return
+        else:
+            return
+        bad: dict[int, Exception] = {}
+        for group, row in zip(groups.tolist(), rows, strict=True):
+            if group in bad:
+                yield bad[group]
+                continue
+            try:
+                yield self._index.take(group, np.array([row]))
+            except ShardkitError as error:
+                bad[group] = error
+                yield error
+
+    def _dicts(self, rows: Rows) -> Iterator[Sample]:
+        """Key, URL and metadata of each row: columns turned into lists once, then one dict a row."""
+        names = ("__key__", "__url__", *rows.metadata.column_names)
+        metadata = [to_list(column) for column in rows.metadata.columns]
+        urls = _first_urls(rows, self._index.source)
+        for values in zip(map(fit_key, rows.keys), urls, *metadata, strict=True):
+            yield dict(zip(names, values, strict=True))
+
+    def _plain(self, rows: Rows) -> Iterator[Pending]:
+        names = [(member, self._names(member)) for member in rows.members]
+        for row, sample in enumerate(self._dicts(rows)):
+            item = Pending(sample)
+            for member, known in names:
+                self._add(item, member, row, known[row])
+            if rows.members and not item.wanted and not self._allow_missing:
+                item.error = item.error or IndexDataError("it names no file at all")
+            yield item
+
+    def _names(self, member: MemberColumn) -> list[str]:
+        """[N] names of the members; "" where the ext is not known yet."""
+        of = {ext: self._naming.name(member, ext) for ext in set(member.exts)}
+        return [of[ext] for ext in member.exts]
+
+    def _add(self, item: Pending, member: MemberColumn, row: int, name: str) -> None:
+        """Add a member of a row as the index has it."""
+        url = member.urls[row]
+        if url is not None:
+            request = _request(member, url, row)
+            item.wanted.append(Wanted(name, member, request, is_near=self._is_near(request)))
+            return
+        value = member.values[row] if member.values is not None else None
+        if value is not None:
+            item.wanted.append(Wanted(name, member, None, value))
+        else:
+            self._lacks(item, member, member.exts[row])
+
+    def _lacks(self, item: Pending, member: MemberColumn, ext: str) -> None:
+        if self._allow_missing:
+            item.sample[self._naming.absent(member, ext)] = None
+        elif self._naming.by_column:
+            item.error = IndexDataError(
+                f"there is nothing in column {member.name!r}; fill it, or say allow_missing=True "
+                "to get None"
+            )
+
+    # -- rewritten rows -------------------------------------------------------------------------
+
+    def _rewritten(self, rows: Rows, seeds: Sequence[int]) -> Iterator[list[Pending]]:
+        metadata: list[Sample] = rows.metadata.to_pylist() if rows.metadata.num_columns else []
+        for row, key in enumerate(rows.keys):
+            cells = {member.name: _cell(member, row) for member in rows.members}
+            record = {"__key__": key, **(metadata[row] if metadata else {}), **cells}
+            # A generator of its own: transforms draw from the sample's seed itself.
+            seed = (seeds[row] + 1) % 2**64 if row < len(seeds) else 1
+            try:
+                records = self._before(record, seed)
+                yield [self._of_record(record, rows, row, seed) for record in records]
+            except Exception as error:  # noqa: BLE001 - the row's: told where its turn comes
+                yield [Pending({"__key__": fit_key(key)}, error=error)]
+
+    def _of_record(self, record: Sample, rows: Rows, row: int, seed: int) -> Pending:
+        """What a record wants: the files that are still in it, some of them others than before."""
+        files = {member.name: member for member in rows.members}
+        key = fit_key(str(record.get("__key__") or rows.keys[row]))
+        item = Pending({"__key__": key, "__url__": self._index.source})
+        item.sample |= {k: v for k, v in record.items() if k not in files and k != "__key__"}
+        for name, member in files.items():
+            if name not in record:
+                continue  # the transform does not want it
+            cell = record[name]
+            if cell == _cell(member, row):
+                self._add(item, member, row, self._naming.name(member, member.exts[row]))
+            elif isinstance(cell, bytes):
+                item.wanted.append(Wanted(self._naming.name(member, ""), member, None, cell))
+            elif cell:
+                request = Request(str(cell), version="")
+                ext = self._naming.name(member, last_ext(request.url))
+                item.wanted.append(Wanted(ext, member, request, is_near=self._is_near(request)))
+            else:
+                self._lacks(item, member, member.exts[row])
+        urls = [wanted.request.url for wanted in item.wanted if wanted.request is not None]
+        item.sample["__url__"] = urls[0] if urls else self._index.source
+        item.asked = [
+            Asked(name, record, (seed + 1 + number) % 2**64)
+            for number, name in enumerate(self._providers)
+        ]
+        return item
+
+
+def _cuts(num_rows: int) -> Iterator[tuple[int, int]]:
+    """Where blocks start and stop."""
+    start, size = 0, _FIRST_BLOCK
+    while start < num_rows:
+        yield start, min(start + size, num_rows)
+        start, size = start + size, min(4 * size, _MOST_ROWS)
+
+
+def _request(member: MemberColumn, url: str, row: int) -> Request:
+    """Objects are taken to be what their URL (and size, where the index knows it) says."""
+    size = member.sizes[row] if member.sizes is not None else -1
+    checksum = member.checksums[row] if member.checksums is not None else None
+    if member.starts is not None and size >= 0:
+        start = member.starts[row]
+        return Request(url, start=start, stop=start + size, checksum=checksum, version="")
+    return Request(url, size=size, checksum=checksum, version="" if size < 0 else str(size))
+
+
+def _first_urls(rows: Rows, source: str) -> list[str]:
+    """[N] the URL of each row's first member; the index's where there is none."""
+    urls = [source] * len(rows)
+    for member in reversed(rows.members):
+        urls = [own or other for own, other in zip(member.urls, urls, strict=True)]
+    return urls
+
+
+def _cell(member: MemberColumn, row: int) -> str | bytes | None:
+    """A member as ``pre_download_transforms`` see it: its full URL, or its bytes."""
+    url = member.urls[row]
+    if url is not None:
+        return url
+    return member.values[row] if member.values is not None else None
