@@ -45,7 +45,7 @@ def draw_globally(sample: dict[str, Any]) -> dict[str, Any]:
     return {
         "number": sample["number"],
         "python": random.random(),
-        "numpy": float(np.random.rand()),
+        "numpy": float(np.random.rand()),  # noqa: NPY002 - the global one is the claim
         "torch": torch.rand(1),
     }
 
@@ -64,9 +64,11 @@ class TestFailures:
     def test_raise_gives_the_first_error_in_order_and_the_state_before_it(
         self, kind: str, num_workers: int
     ) -> None:
-        with loader_of(kind, num_workers, shuffle="none", bad=BAD) as loader:
-            with pytest.raises(CorruptError, match="number 3 is bad"):
-                next(iter(loader))
+        with (
+            loader_of(kind, num_workers, shuffle="none", bad=BAD) as loader,
+            pytest.raises(CorruptError, match="number 3 is bad"),
+        ):
+            next(iter(loader))
             assert loader.state_dict()["position"] == 0
             dataset = numbers(shuffle="none")
             whole = DataLoader(dataset, 8, num_workers=0)
@@ -113,32 +115,42 @@ class TestFailures:
             expected = ShardkitError if kind == "processes" else Unpicklable
             with pytest.raises(expected, match="odd"):
                 next(iter(loader))
-        with loader_of(kind, num_workers, transforms=[fail_oddly], on_error="skip") as loader:
-            with pytest.raises(ShardkitError, match=r"nothing is left.*8 of its 8 samples failed"):
-                next(iter(loader))
+        with (
+            loader_of(kind, num_workers, transforms=[fail_oddly], on_error="skip") as loader,
+            pytest.raises(ShardkitError, match=r"nothing is left.*8 of its 8 samples failed"),
+        ):
+            next(iter(loader))
 
     def test_a_batch_with_nothing_left_raises_and_says_why(
         self, kind: str, num_workers: int
     ) -> None:
-        with loader_of(kind, num_workers, transforms=[drop_all]) as loader:
-            with pytest.raises(ShardkitError, match="of epoch 0: 0 of its 8 samples failed, the"):
-                next(iter(loader))
+        with (
+            loader_of(kind, num_workers, transforms=[drop_all]) as loader,
+            pytest.raises(ShardkitError, match="of epoch 0: 0 of its 8 samples failed, the"),
+        ):
+            next(iter(loader))
 
     def test_max_failures_ends_the_run(self, kind: str, num_workers: int) -> None:
         options = {"bad": tuple(range(0, 101, 5)), "on_error": "skip", "max_failures": 4}
-        with loader_of(kind, num_workers, **options) as loader:
-            with pytest.raises(ShardkitError, match="more than max_failures=4"):
-                batches_of(loader)
+        with (
+            loader_of(kind, num_workers, **options) as loader,
+            pytest.raises(ShardkitError, match="more than max_failures=4"),
+        ):
+            batches_of(loader)
 
     def test_the_network_is_never_skipped(self, kind: str, num_workers: int) -> None:
-        with loader_of(kind, num_workers, broken=[40], on_error="skip") as loader:
-            with pytest.raises(TransientError, match="number 40 can't be reached"):
-                batches_of(loader)
+        with (
+            loader_of(kind, num_workers, broken=[40], on_error="skip") as loader,
+            pytest.raises(TransientError, match="number 40 can't be reached"),
+        ):
+            batches_of(loader)
 
     def test_what_cannot_be_decoded_names_the_sample(self, kind: str, num_workers: int) -> None:
-        with loader_of(kind, num_workers, decode={"bin": bad_decoder}) as loader:
-            with pytest.raises(DecodeError, match=r"memory://numbers.*key '0000.*bin"):
-                next(iter(loader))
+        with (
+            loader_of(kind, num_workers, decode={"bin": bad_decoder}) as loader,
+            pytest.raises(DecodeError, match=r"memory://numbers.*key '0000.*bin"),
+        ):
+            next(iter(loader))
 
 
 def bad_decoder(data: bytes) -> int:

@@ -194,14 +194,18 @@ class TestBatches:
         assert {threads for batch in batches for threads in batch["threads"].tolist()} == {1}
 
     def test_an_error_of_worker_init_reaches_the_consumer(self) -> None:
-        with processes(numbers(), worker_init_fn=refuse_number_one) as loader:
-            with pytest.raises(RuntimeError, match="has no licence"):
-                batches_of(loader)
+        with (
+            processes(numbers(), worker_init_fn=refuse_number_one) as loader,
+            pytest.raises(RuntimeError, match="has no licence"),
+        ):
+            batches_of(loader)
 
     def test_what_cannot_be_pickled_is_told_with_what_to_do(self) -> None:
-        with processes(numbers(transforms=[lambda sample: sample])) as loader:
-            with pytest.raises(ConfigError, match="at the top of a module, or use workers='threa"):
-                next(iter(loader))
+        with (
+            processes(numbers(transforms=[lambda sample: sample])) as loader,
+            pytest.raises(ConfigError, match="at the top of a module, or use workers='threa"),
+        ):
+            next(iter(loader))
 
     def test_forked_workers_take_what_cannot_be_pickled(self) -> None:
         dataset = numbers(transforms=[lambda sample: {"number": sample["number"]}])

@@ -1,0 +1,47 @@
+"""What one rank of a distributed test does; a module of its own, so that it starts quickly."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from shardkit import DataLoader, ShardDataset
+
+GLOBAL_BATCH_SIZE = 12
+
+
+def train(environment: dict[str, str], url: str, options: Any, limit: int, out: str) -> None:
+    """Train up to ``limit`` batches from the state in ``out``; write there what came, and where."""
+    os.environ.update(environment)
+    dist.init_process_group("gloo")
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    dataset = ShardDataset(url, decode=None, members=["cls"])
+    assert (dataset.world.rank, dataset.world.world_size) == (rank, world_size)
+    state = f"{out}/state.pt"
+    batches: list[list[str]] = []
+    with DataLoader(dataset, global_batch_size=GLOBAL_BATCH_SIZE, **options) as loader:
+        if os.path.exists(state):
+            loader.load_state_dict(torch.load(state, weights_only=True))
+        for number, batch in enumerate(loader):
+            total = torch.ones(1)
+            dist.all_reduce(total)  # hangs if ranks differ in their number of batches
+            assert int(total) == world_size
+            pads = batch.get("__pad__", [False] * len(batch["__key__"]))
+            keys = zip(batch["__key__"], pads, strict=True)
+            batches.append([key for key, is_pad in keys if not is_pad])
+            with open(f"{out}/rank-{rank}.json.part", "w", encoding="ascii") as file:
+                json.dump(batches, file)
+            os.replace(f"{out}/rank-{rank}.json.part", f"{out}/rank-{rank}.json")
+            dist.barrier()
+            if rank == 0:
+                torch.save(loader.state_dict(), f"{state}.part")
+                os.replace(f"{state}.part", state)
+            dist.barrier()
+            if number + 1 == limit:
+                break
+    dist.barrier()
+    dist.destroy_process_group()
