@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from shardkit.errors import StoreError, TransientError
+from shardkit.storage.protocol import Chunk
 from shardkit.storage.retry import Patience, resumed
 
 __all__ = ["Body", "OpenBody", "read_body", "stream_body"]
@@ -23,7 +24,7 @@ class Body:
 
     version: str
     stop: int | None
-    chunks: Iterator[bytes]
+    chunks: Iterator[Chunk]
 
 
 OpenBody = Callable[[int, "int | None"], Body]
@@ -32,7 +33,7 @@ OpenBody = Callable[[int, "int | None"], Body]
 
 def stream_body(
     url: str, open_body: OpenBody, patience: Patience, start: int, stop: int | None
-) -> Iterator[bytes]:
+) -> Iterator[Chunk]:
     """Yield bytes ``[start, stop)`` in order, resuming as often as patience allows.
 
     Raises:
@@ -42,7 +43,7 @@ def stream_body(
     version: str | None = None
     end = stop
 
-    def open_at(position: int) -> Iterator[bytes]:
+    def open_at(position: int) -> Iterator[Chunk]:
         nonlocal version, end
         if position == end:
             return
@@ -67,5 +68,5 @@ def read_body(
     url: str, open_body: OpenBody, patience: Patience, start: int = 0, stop: int | None = None
 ) -> bytes:
     """Return bytes ``[start, stop)`` in one piece."""
-    chunks = list(stream_body(url, open_body, patience, start, stop))
+    chunks = [bytes(chunk) for chunk in stream_body(url, open_body, patience, start, stop)]
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)

@@ -223,6 +223,10 @@ class Cache:
         """Return the object of ``key``, pinned, if it is here."""
         return self._hit(self._open(), entry_name(key), None)
 
+    def holds(self, key: str) -> bool:
+        """Is the object of ``key`` here just now? Nothing is pinned: it may go at any time."""
+        return os.path.exists(self._open().folder.entry(entry_name(key)))
+
     def is_verified(self, path: str) -> bool:
         """Was this local file, of this size, time and inode, verified on this node before?"""
         return self._open().space.is_verified(os.path.abspath(path), _identity(path))

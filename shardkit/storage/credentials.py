@@ -10,21 +10,10 @@ import botocore.session  # type: ignore[import-untyped]
 
 from shardkit.errors import StoreError
 
-__all__ = ["AwsCredentials", "FixedCredentials", "find_aws"]
+__all__ = ["AwsCredentials", "find_aws"]
 
 _TTL = timedelta(minutes=10)
 """How long keys are used before botocore is asked again; it refreshes 10-15 min before they end."""
-
-
-class FixedCredentials:
-    """Keys that the caller gave, and no others: obstore would add a token of the environment."""
-
-    def __init__(self, key: str, secret: str, token: str | None) -> None:
-        self._keys = {"access_key_id": key, "secret_access_key": secret, "token": token}
-
-    def __call__(self) -> dict[str, Any]:
-        """Return keys as obstore wants them; they never end."""
-        return {**self._keys, "expires_at": None}
 
 
 class AwsCredentials:

@@ -23,7 +23,7 @@ from shardkit.errors import (
 from shardkit.storage.boundary import short_range, store_error
 from shardkit.storage.forks import start_anew_in_children
 from shardkit.storage.options import Options
-from shardkit.storage.protocol import ObjectInfo
+from shardkit.storage.protocol import Chunk, ObjectInfo
 from shardkit.storage.ranges import fetch_ranges
 from shardkit.storage.retry import retried
 from shardkit.storage.urls import scheme_of
@@ -116,6 +116,13 @@ class FsspecStore:
             end = min(start + CHUNK, stop)
             yield self.get_range(url, start, end)
             start = end
+
+    def stream_to(
+        self, url: str, write: Callable[[Chunk], None], start: int = 0, stop: int | None = None
+    ) -> None:
+        """Hand ``[start, stop)`` to ``write``, chunk by chunk."""
+        for chunk in self.get_chunks(url, start, stop):
+            write(chunk)
 
     def put(self, url: str, data: bytes) -> None:
         """Write an object."""

@@ -19,10 +19,15 @@ from shardkit.errors import ConfigError, NotFoundError, StoreError, TransientErr
 from shardkit.storage.bodies import Body
 from shardkit.storage.boundary import short_range
 from shardkit.storage.forks import start_anew_in_children
+from shardkit.storage.protocol import Chunk
 
-__all__ = ["HttpClient", "RangePastEndError", "plain_url"]
+__all__ = ["BUFFER", "HttpClient", "RangePastEndError", "plain_url"]
 
 CHUNK = 1 << 20
+BUFFER = 256 << 10
+"""Bytes of a buffer that is used again: it stays in the processor's cache, so that what is received
+is hashed and written while it is there."""
+
 MAX_IDLE = 64
 """Idle connections kept per host; as many as fetch ever uses at once."""
 
@@ -77,11 +82,19 @@ class HttpClient:
             connection.close()
 
     def open(
-        self, url: str, name: str, start: int, stop: int | None, size_of: Callable[[], int]
+        self,
+        url: str,
+        name: str,
+        start: int,
+        stop: int | None,
+        size_of: Callable[[], int],
+        *,
+        buffer: memoryview | None = None,
     ) -> Body:
         """Ask for bytes ``[start, stop)``; ``stop=None`` is the end.
 
-        ``size_of`` tells the object's size (-1 unknown) where the answer leaves that open.
+        ``size_of`` tells the object's size (-1 unknown) where the answer leaves that open. With a
+        ``buffer`` all chunks are views of it, each good until the next is asked for.
 
         Raises:
             CorruptError: the object ends before ``stop``.
@@ -97,7 +110,7 @@ class HttpClient:
         except BaseException:
             connection.close()
             raise
-        chunks = self._chunks(connection, answer, host, name, skip, wanted)
+        chunks = self._chunks(connection, answer, host, name, skip, wanted, buffer)
         end = stop if wanted is None else start + wanted
         return Body(_version(answer), end, chunks)
 
@@ -109,13 +122,14 @@ class HttpClient:
         name: str,
         skip: int,
         wanted: int | None,
-    ) -> Iterator[bytes]:
+        buffer: memoryview | None,
+    ) -> Iterator[Chunk]:
         done = False
         try:
             while skip and (dropped := answer.read(min(skip, CHUNK))):
                 skip -= len(dropped)
             while wanted is None or wanted > 0:
-                chunk = answer.read(CHUNK if wanted is None else min(CHUNK, wanted))
+                chunk = _read_chunk(answer, wanted, buffer)
                 if not chunk:
                     break
                 if wanted is not None:
@@ -267,6 +281,15 @@ def _raise_for_status(answer: http.client.HTTPResponse, name: str) -> None:
     if status in (401, 403, 407):
         raise StoreError(f"cannot read {name}: {said}; check rights and keys")
     raise StoreError(f"cannot read {name}: {said}")
+
+
+def _read_chunk(
+    answer: http.client.HTTPResponse, wanted: int | None, buffer: memoryview | None
+) -> Chunk:
+    if buffer is None:
+        return answer.read(CHUNK if wanted is None else min(CHUNK, wanted))
+    view = buffer if wanted is None else buffer[:wanted]
+    return view[: answer.readinto(view)]
 
 
 def _length(answer: http.client.HTTPResponse) -> int | None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from shardkit.errors import StoreError
 from shardkit.storage.bodies import Body, OpenBody, read_body, stream_body
 from shardkit.storage.boundary import short_range
-from shardkit.storage.http_client import HttpClient, RangePastEndError
+from shardkit.storage.http_client import BUFFER, HttpClient, RangePastEndError
 from shardkit.storage.options import Options
-from shardkit.storage.protocol import ObjectInfo
+from shardkit.storage.protocol import Chunk, ObjectInfo
 from shardkit.storage.ranges import fetch_ranges
 from shardkit.storage.retry import retried
 
@@ -48,7 +48,16 @@ class HttpStore:
 
     def get_chunks(self, url: str, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
         """Stream ``[start, stop)``."""
-        return stream_body(url, self._opener(url), self._patience, start, stop)
+        opener = self._opener(url)
+        return map(bytes, stream_body(url, opener, self._patience, start, stop))
+
+    def stream_to(
+        self, url: str, write: Callable[[Chunk], None], start: int = 0, stop: int | None = None
+    ) -> None:
+        """Hand ``[start, stop)`` to ``write`` through one small buffer."""
+        opener = self._opener(url, memoryview(bytearray(BUFFER)))
+        for chunk in stream_body(url, opener, self._patience, start, stop):
+            write(chunk)
 
     def put(self, url: str, data: bytes) -> None:
         """Web servers are read only."""
@@ -70,13 +79,16 @@ class HttpStore:
         """Web servers are read only."""
         raise _read_only(url)
 
-    def _opener(self, url: str) -> OpenBody:
+    def _opener(self, url: str, buffer: memoryview | None = None) -> OpenBody:
+        def size_of() -> int:
+            return self.stat(url).size
+
         def open_body(start: int, stop: int | None) -> Body:
             try:
-                return self._client.open(url, url, start, stop, lambda: self.stat(url).size)
+                return self._client.open(url, url, start, stop, size_of, buffer=buffer)
             except RangePastEndError as error:
                 end = start if stop is None else stop
-                raise short_range(url, start, end, self.stat(url).size) from error
+                raise short_range(url, start, end, size_of()) from error
 
         return open_body
 

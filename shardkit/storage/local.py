@@ -11,7 +11,7 @@ from typing import BinaryIO
 from urllib.parse import quote
 
 from shardkit.storage.boundary import map_os_errors, short_range
-from shardkit.storage.protocol import ObjectInfo
+from shardkit.storage.protocol import Chunk, ObjectInfo
 from shardkit.storage.ranges import coalesce
 from shardkit.storage.urls import local_path
 
@@ -99,6 +99,13 @@ class LocalStore:
                     raise short_range(url, start, end, start)
                 start += len(chunk)
                 yield chunk
+
+    def stream_to(
+        self, url: str, write: Callable[[Chunk], None], start: int = 0, stop: int | None = None
+    ) -> None:
+        """Hand ``[start, stop)`` to ``write``, chunk by chunk."""
+        for chunk in self.get_chunks(url, start, stop):
+            write(chunk)
 
     def put(self, url: str, data: bytes) -> None:
         """Write a file: aside, fsync, rename."""

@@ -20,14 +20,13 @@ import obstore
 import obstore.exceptions
 import obstore.store
 
-from shardkit.errors import ConfigError, ShardkitError, StoreError, TransientError
+from shardkit.errors import ConfigError, NotFoundError, ShardkitError, StoreError, TransientError
 from shardkit.storage.bodies import Body, OpenBody, read_body, stream_body
 from shardkit.storage.boundary import short_range, store_error
-from shardkit.storage.credentials import FixedCredentials, find_aws
 from shardkit.storage.forks import keep_for_ever, start_anew_in_children
-from shardkit.storage.http_client import HttpClient, RangePastEndError
+from shardkit.storage.http_client import BUFFER, HttpClient, RangePastEndError
 from shardkit.storage.options import Options
-from shardkit.storage.protocol import ObjectInfo
+from shardkit.storage.protocol import Chunk, ObjectInfo
 from shardkit.storage.ranges import fetch_ranges
 from shardkit.storage.retry import retried
 from shardkit.storage.urls import scheme_of
@@ -52,6 +51,17 @@ _PAST_END = re.compile(
     r"\b416\b|InvalidRange|InvalidGetRange|greater than the length|StartTooLarge"
 )
 _STATUS = re.compile(r"status code: (\d{3})|\((\d{3}) [A-Z][A-Za-z ]+\)")
+
+
+class _FixedCredentials:
+    """Keys that the caller gave, and no others: obstore would add a token of the environment."""
+
+    def __init__(self, key: str, secret: str, token: str | None) -> None:
+        self._keys = {"access_key_id": key, "secret_access_key": secret, "token": token}
+
+    def __call__(self) -> dict[str, Any]:
+        """Return keys as obstore wants them; they never end."""
+        return {**self._keys, "expires_at": None}
 
 
 class _Inheritance:
@@ -85,6 +95,8 @@ class ObstoreStore:
         self._signed = HttpClient({}, options.stall_s)
         # Buckets whose server answers ranges in a way that obstore refuses: set once, only grows.
         self._refused: set[str] = set()
+        # Buckets that give nothing for a signed URL: set once, only grows.
+        self._unsigned: set[str] = set()
         start_anew_in_children(self)
 
     def __reduce__(self) -> tuple[type[ObstoreStore], tuple[Options]]:
@@ -137,7 +149,19 @@ class ObstoreStore:
 
     def get_chunks(self, url: str, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
         """Stream ``[start, stop)``."""
-        return stream_body(url, self._opener(url), self._patience, start, stop)
+        return map(bytes, stream_body(url, self._opener(url), self._patience, start, stop))
+
+    def stream_to(
+        self, url: str, write: Callable[[Chunk], None], start: int = 0, stop: int | None = None
+    ) -> None:
+        """Hand ``[start, stop)`` to ``write``, through a signed URL where that can be had.
+
+        obstore signs and our plain client receives into one small buffer: with as few copies as
+        Python can.
+        """
+        opener = self._opener(url, memoryview(bytearray(BUFFER)))
+        for chunk in stream_body(url, opener, self._patience, start, stop):
+            write(chunk)
 
     def put(self, url: str, data: bytes) -> None:
         """Write an object with one PUT, or in parts if it is big."""
@@ -197,17 +221,21 @@ class ObstoreStore:
         except FileNotFoundError:
             return
 
-    def _opener(self, url: str) -> OpenBody:
+    def _opener(self, url: str, buffer: memoryview | None = None) -> OpenBody:
+        """Return what asks for a body: plainly if there is a buffer to use, or no other way."""
         client, key, bucket = self._reader(url)
 
         def open_body(start: int, stop: int | None) -> Body:
-            if bucket in self._refused and (start > 0 or stop is not None):
-                signed = obstore.sign(client, "GET", key, _SIGNED_FOR)
+            is_range = start > 0 or stop is not None
+            if bucket in self._refused and is_range:
+                return self._open_signed(url, start, stop, buffer)
+            if buffer is not None and bucket not in self._unsigned:
                 try:
-                    return self._signed.open(signed, url, start, stop, lambda: self.stat(url).size)
-                except RangePastEndError as error:
-                    end = start if stop is None else stop
-                    raise short_range(url, start, end, self.stat(url).size) from error
+                    return self._open_signed(url, start, stop, buffer)
+                except (NotFoundError, TransientError):
+                    raise
+                except StoreError:  # keys that cannot sign, servers that take no signed URL
+                    self._unsigned.add(bucket)
             try:
                 found = obstore.get(client, key, options=_range_options(start, stop))
             except Exception as error:
@@ -221,6 +249,24 @@ class ObstoreStore:
             return Body(_version(found.meta), end, _chunks(url, found))
 
         return open_body
+
+    def _open_signed(
+        self, url: str, start: int, stop: int | None, buffer: memoryview | None
+    ) -> Body:
+        client, key, _ = self._reader(url)
+        try:
+            signed = obstore.sign(client, "GET", key, _SIGNED_FOR)
+        except Exception as error:
+            raise StoreError(f"cannot sign a URL for {url}: {_first_line(error)}") from error
+
+        def size_of() -> int:
+            return self.stat(url).size
+
+        try:
+            return self._signed.open(signed, url, start, stop, size_of, buffer=buffer)
+        except RangePastEndError as error:
+            end = start if stop is None else stop
+            raise short_range(url, start, end, size_of()) from error
 
     def _mapped_range(self, url: str, start: int, stop: int, error: Exception) -> Exception:
         """Map an error of a ranged read; one past the end of the object is its own kind."""
@@ -303,8 +349,10 @@ def _s3_config(options: Options) -> tuple[Any, Callable[[], dict[str, Any]] | No
     region = options.region
     provider: Callable[[], dict[str, Any]] | None = None
     if options.key is not None and options.secret is not None:
-        provider = FixedCredentials(options.key, options.secret, options.token)
+        provider = _FixedCredentials(options.key, options.secret, options.token)
     elif not options.anon:
+        from shardkit.storage.credentials import find_aws  # noqa: PLC0415 - botocore is heavy
+
         provider, found = find_aws(options.profile)
         region = region or found
     config = _given(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-__all__ = ["ObjectInfo", "Store"]
+__all__ = ["Chunk", "ObjectInfo", "Store"]
+
+Chunk = bytes | memoryview
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,15 @@ class Store(Protocol):
 
     def get_chunks(self, url: str, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
         """Stream ``[start, stop)`` in order; a broken body goes on at its byte."""
+        ...
+
+    def stream_to(
+        self, url: str, write: Callable[[Chunk], None], start: int = 0, stop: int | None = None
+    ) -> None:
+        """Hand ``[start, stop)`` to ``write`` in order; for big objects, at the least cost.
+
+        Chunks may be views of a buffer that is used again: they are good during the call only.
+        """
         ...
 
     def put(self, url: str, data: bytes) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from xxhash import xxh3_64, xxh3_64_intdigest
 from shardkit.errors import ConfigError, CorruptError
 from shardkit.storage.cache import Fill, Sink
 from shardkit.storage.flights import Cancelled
-from shardkit.storage.protocol import Store
+from shardkit.storage.protocol import Chunk, Store
 
 __all__ = ["Request", "fill_from", "load_verified", "prove"]
 
@@ -87,17 +88,20 @@ def fill_from(store: Store, request: Request, *, check: bool, cancelled: threadi
         Cancelled: the consumer is closing.
     """
     expected = request.checksum if check else None
+    bounds = (request.start, request.stop)
 
     def fill(sink: Sink) -> None:
+        def take(digest: xxh3_64, chunk: Chunk) -> None:
+            if cancelled.is_set():
+                raise Cancelled(request.url)
+            if expected is not None:
+                digest.update(chunk)
+            sink.write(chunk)
+
         found = 0
         for _ in range(_ATTEMPTS):
             digest = xxh3_64()
-            for chunk in store.get_chunks(request.url, request.start, request.stop):
-                if cancelled.is_set():
-                    raise Cancelled(request.url)
-                if expected is not None:
-                    digest.update(chunk)
-                sink.write(chunk)
+            store.stream_to(request.url, functools.partial(take, digest), *bounds)
             found = digest.intdigest()
             if expected is None or found == expected:
                 return

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from shardkit.errors import ConfigError, TransientError
+from shardkit.storage.protocol import Chunk
 
 __all__ = ["Patience", "resumed", "retried"]
 
@@ -60,8 +61,8 @@ def retried(patience: Patience, ask: Callable[[], T]) -> T:
 
 
 def resumed(
-    patience: Patience, open_at: Callable[[int], Iterator[bytes]], start: int
-) -> Iterator[bytes]:
+    patience: Patience, open_at: Callable[[int], Iterator[Chunk]], start: int
+) -> Iterator[Chunk]:
     """Stream ``open_at(start)``; where the body breaks, go on with ``open_at`` of that byte."""
     failures = 0
     position = start

@@ -7,14 +7,14 @@ for it; paths of this machine are plain files. Bare paths and URLs of any scheme
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 from shardkit.errors import ConfigError, StoreError
 from shardkit.storage.forks import start_anew_in_children
 from shardkit.storage.local import LocalStore
 from shardkit.storage.options import Options, parse_options
-from shardkit.storage.protocol import ObjectInfo, Store
+from shardkit.storage.protocol import Chunk, ObjectInfo, Store
 from shardkit.storage.urls import is_local, local_path, scheme_of
 
 __all__ = ["Client", "ObjectInfo", "Store", "is_local", "local_path", "open_store"]
@@ -78,6 +78,11 @@ class _RoutedStore:
 
     def get_chunks(self, url: str, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
         return self._of(url).get_chunks(url, start, stop)
+
+    def stream_to(
+        self, url: str, write: Callable[[Chunk], None], start: int = 0, stop: int | None = None
+    ) -> None:
+        self._of(url).stream_to(url, write, start, stop)
 
     def put(self, url: str, data: bytes) -> None:
         self._of(url).put(url, data)

@@ -65,6 +65,14 @@ class ReadContract:
             b"".join(place.store.get_chunks(place.at("big"), 100, 2_000_000)) == data[100:2_000_000]
         )
 
+    def test_streaming_into_a_function_gives_the_same_bytes(self, place: Place) -> None:
+        data = os.urandom(3_000_000)
+        place.write("to", data)
+        for start, stop in ((0, None), (100, None), (5, 2_500_000), (0, 1)):
+            found = bytearray()
+            place.store.stream_to(place.at("to"), found.extend, start, stop)
+            assert found == data[start:stop]
+
     def test_what_is_not_there_is_not_found_and_not_retried(self, place: Place) -> None:
         place.write("here", b"x")
         url = place.at("not-here")

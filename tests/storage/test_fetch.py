@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -59,6 +59,12 @@ class SlowStore:
         data = self.get(url)[start:stop]
         for i in range(0, len(data), 1000):
             yield data[i : i + 1000]
+
+    def stream_to(
+        self, url: str, write: Callable[[bytes], None], start: int = 0, stop: int | None = None
+    ) -> None:
+        for chunk in self.get_chunks(url, start, stop):
+            write(chunk)
 
     def stat(self, url: str) -> ObjectInfo:
         return ObjectInfo(url, len(self.content(url)), "v1")
