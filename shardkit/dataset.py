@@ -352,6 +352,9 @@ class ShardDataset(SampleDataset):
         seed: of the order and of random transforms.
         members: exts to load; default all but the copy of the metadata inside the tars.
         metadata: metadata columns to give; default all.
+        ranged: members, such as ``["mp4"]``, that are not fetched whole: their decoders get a
+            source and read the parts they need, a clip of a film a few per cent of it. Of far
+            shards nothing else is fetched then but the other members.
         decode: "auto" decodes by ext, None gives bytes, a mapping overrides by ext; see
             ``shardkit.decode``.
         transforms: callables from sample to sample, samples or None; see ``shardkit.transforms``.
@@ -389,6 +392,7 @@ class ShardDataset(SampleDataset):
         seed: int = 0,
         members: Sequence[str] | None = None,
         metadata: Sequence[str] | None = None,
+        ranged: Sequence[str] = (),
         decode: DecodeOption = "auto",
         transforms: Iterable[Any] | None = None,
         where: str | None = None,
@@ -414,11 +418,13 @@ class ShardDataset(SampleDataset):
             exts=members,
             metadata=metadata,
             verify=verify,
+            ranged=ranged,
             sparse=sparse_shards(
                 dataset,
                 selection.counts.reshape(-1, len(dataset.counts)).sum(axis=0),
                 cache.limit,
                 scattered=shuffle == "global",
+                in_parts=bool(ranged),
             ),
         )
         if buffer_size is None:

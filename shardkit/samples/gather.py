@@ -21,6 +21,7 @@ from shardkit.index.shards import ShardLayout
 __all__ = ["ReadableShard", "samples_of"]
 
 Sample = dict[str, Any]
+OpenRange = Callable[[str, int, int], Any]
 
 
 class ReadableShard(Protocol):
@@ -60,6 +61,8 @@ def samples_of(
     rows: npt.NDArray[np.int64],
     exts: Sequence[str],
     metadata: Sequence[str],
+    ranged: Sequence[str] = (),
+    open_range: OpenRange | None = None,
 ) -> Iterator[Sample]:
     """Yield the sample at each (group, row), in order: key, URL, members as bytes, metadata.
 
@@ -69,6 +72,8 @@ def samples_of(
         rows: int64 [n], rows within them.
         exts: members to give; a sample that lacks one lacks the entry.
         metadata: columns to give.
+        ranged: members of which only a source is given; nothing of them is read here.
+        open_range: makes a source of the shard's URL and where the member starts and stops.
 
     Raises:
         CorruptError: a member's bytes are not what was packed; earlier samples were right.
@@ -79,11 +84,13 @@ def samples_of(
         block.same(lambda shard: shard.url),
     ]
     columns.extend(block.members(ext) for ext in exts)
+    if open_range is not None:
+        columns.extend(block.sources(ext, open_range) for ext in ranged)
     columns.extend(block.metadata(name) for name in metadata)
-    names = ("__key__", "__url__", *exts, *metadata)
+    names = ("__key__", "__url__", *exts, *ranged, *metadata)
     rows_of_values = zip(*columns, strict=False)
-    if block.is_uneven(exts):
-        members = frozenset(exts)
+    if block.is_uneven([*exts, *ranged]):
+        members = frozenset([*exts, *ranged])
         return (_without_absent(names, values, members) for values in rows_of_values)
     # The same as a comprehension of dict(zip(names, values)), a third quicker: no frame per sample.
     return map(dict, map(zip, repeat(names), rows_of_values))
@@ -167,6 +174,15 @@ class _Block:
         reader = _read_or_none if uneven else _read
         readers = self.same(lambda shard: shard.reader(ext))
         return map(reader, readers, self.rows.tolist(), starts, stops)
+
+    def sources(self, ext: str, open_range: OpenRange) -> Iterator[Any]:
+        """A source of a member's bytes, None where the sample has no such member."""
+        starts, stops = self._bounds(ext)
+        urls = self.same(lambda shard: shard.url)
+        return (
+            None if start < 0 else open_range(url, start, stop)
+            for url, start, stop in zip(urls, starts, stops, strict=False)
+        )
 
     def _bounds(self, ext: str) -> tuple[list[int], list[int]]:
         if len(self.pieces) == 1:

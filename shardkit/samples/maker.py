@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from shardkit.decode import BytesSource, Decoders
+from shardkit.decode import BytesSource, Decoders, Source
 from shardkit.decode.registry import DecodeOption
 from shardkit.errors import DecodeError
 from shardkit.samples.source import RawMember, Sample
@@ -93,9 +93,9 @@ class SampleMaker:
         times.transform += time.perf_counter() - decoded
         return made
 
-    def _decoded(self, sample: Sample, name: str, ext: str, data: bytes) -> Any:
+    def _decoded(self, sample: Sample, name: str, ext: str, data: bytes | Source) -> Any:
         decoder: Callable[[Any], Any] | None = self._decoders.for_ext(ext, name)
-        if self._decoders.takes_source(ext, name):
+        if isinstance(data, bytes) and self._decoders.takes_source(ext, name):
             source = BytesSource(data, f"{sample['__url__']}/{sample['__key__']}.{name}")
             return source if decoder is None else self._run(decoder, sample, source)
         return data if decoder is None else self._run(decoder, sample, data)

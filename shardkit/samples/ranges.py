@@ -8,7 +8,7 @@ it is kept, and fetched again if it fails them.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 
 from shardkit.errors import CorruptError
@@ -32,6 +32,7 @@ class RangeStream:
         places: (shard, row) in the order of reading.
         layout: gives a shard's layout.
         dataset: the shards.
+        exts: members to fetch.
     """
 
     def __init__(
@@ -41,10 +42,12 @@ class RangeStream:
         places: Iterable[_Place],
         layout: Callable[[int], ShardLayout],
         dataset: ShardSet,
+        exts: Sequence[str],
     ) -> None:
         self._layout = layout
         self._shard_url = dataset.shard_url
         self._version = dataset.version
+        self._exts = frozenset(exts)
         self._results = fetch_in_order(store, self._requests(places), cache=cache)
         self._place: _Place | None = None
         self._data = b""
@@ -80,7 +83,7 @@ class RangeStream:
             spans = {
                 ext: (int(starts[row]), int(layout.stops[ext][row]))
                 for ext, starts in layout.starts.items()
-                if starts[row] >= 0
+                if ext in self._exts and starts[row] >= 0
             }
             if not spans:
                 continue  # nothing to fetch: metadata alone is wanted

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from shardkit.decode.source import FileSource, Source, StoreSource
 from shardkit.errors import ConfigError, ShardkitError
 from shardkit.index.shards import ShardLayout, ShardSet
 from shardkit.samples.gather import ReadableShard, samples_of
@@ -60,6 +61,7 @@ class ShardSource:
         lookahead_bytes: how far ahead far shards are fetched.
         sparse: bool [shards]: far shards of which single samples are fetched, by ranges, not the
             whole; default none.
+        ranged: members that are handed out as sources, of which decoders read the parts they need.
     """
 
     def __init__(
@@ -73,15 +75,20 @@ class ShardSource:
         verify: Verify = "once",
         lookahead_bytes: int = LOOKAHEAD_BYTES,
         sparse: npt.NDArray[np.bool_] | None = None,
+        ranged: Sequence[str] = (),
     ) -> None:
         self.dataset = dataset
         self.store = store
         self.cache = cache
         self.exts = tuple(_exts(dataset, exts))
         self.metadata = tuple(_metadata(dataset, metadata))
+        self._ranged = tuple(_exts(dataset, ranged)) if ranged else ()
+        self._whole = tuple(ext for ext in self.exts if ext not in self._ranged)
         self._verify: Verify = verify
         self._lookahead_bytes = lookahead_bytes
-        self._sparse = np.zeros(len(dataset.counts), dtype=bool) if sparse is None else sparse
+        self._sparse = np.zeros(len(dataset.counts), dtype=bool)
+        if sparse is not None and self._is_far(0):  # local shards are read where they lie
+            self._sparse |= sparse
         self._fetcher: ShardFetcher | None = None  # made in the process that needs it
         self._open: OrderedDict[int, OpenShard] = OrderedDict()  # guarded by _lock
         self._opening: dict[int, threading.Lock] = {}  # one opener a shard; guarded by _lock
@@ -98,6 +105,7 @@ class ShardSource:
             "verify": self._verify,
             "lookahead_bytes": self._lookahead_bytes,
             "sparse": self._sparse,
+            "ranged": self._ranged,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -143,7 +151,15 @@ class ShardSource:
             shards, num_rows, error = self._open_all(here, ranges)
             if num_rows:
                 wanted = rows[start : start + num_rows]
-                yield from samples_of(shards, here[:num_rows], wanted, self.exts, self.metadata)
+                yield from samples_of(
+                    shards,
+                    here[:num_rows],
+                    wanted,
+                    self._whole,
+                    self.metadata,
+                    self._ranged,
+                    self._open_range,
+                )
             for shard in shards.values():
                 shard.settle()
             if error is not None:
@@ -152,12 +168,12 @@ class ShardSource:
 
     def one(self, group: int, row: int) -> Sample:
         """The sample at one place, with the least work: what ``dataset[i]`` costs."""
-        if self._sparse[group]:
+        if self._sparse[group] or self._ranged:
             return next(self.read(np.array([group]), np.array([row])))
         shard = self._open.get(group) or self._shard(group)
         layout = shard.layout
         sample: Sample = {"__key__": layout.keys[row], "__url__": shard.url}
-        for ext in self.exts:
+        for ext in self._whole:
             starts = layout.starts.get(ext)
             if starts is None or starts[row] < 0:
                 continue
@@ -171,6 +187,12 @@ class ShardSource:
             sample[name] = None if values is None else values[row : row + 1].tolist()[0]
         return sample
 
+    def _open_range(self, url: str, start: int, stop: int) -> Source:
+        """A member's bytes, to be read in parts: of the local file, or of the far one by ranges."""
+        if is_local(url):
+            return FileSource(local_path(url), start, stop - start)
+        return StoreSource(self.store, url, stop - start, start)
+
     def _range_stream(
         self, groups: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]
     ) -> AbstractContextManager[RangeStream | None]:
@@ -179,7 +201,7 @@ class ShardSource:
         if not sparse.any():
             return contextlib.nullcontext()
         places = zip(groups[sparse].tolist(), rows[sparse].tolist(), strict=True)
-        return RangeStream(self.store, self.cache, places, self._layout, self.dataset)
+        return RangeStream(self.store, self.cache, places, self._layout, self.dataset, self._whole)
 
     def _open_all(
         self, groups: npt.NDArray[np.int64], ranges: RangeStream | None
@@ -342,6 +364,7 @@ def sparse_shards(
     limit: int | None,
     *,
     scattered: bool,
+    in_parts: bool = False,
 ) -> npt.NDArray[np.bool_]:
     """Which shards are better read by ranges than fetched whole, if they are far.
 
@@ -351,7 +374,10 @@ def sparse_shards(
         limit: bytes of the cache.
         scattered: whether the order wants samples of any shard at any time ("global"): then whole
             shards pay only if all of them fit.
+        in_parts: whether members are wanted in parts: then no shard is fetched whole.
     """
+    if in_parts:
+        return np.ones(len(dataset.counts), dtype=bool)
     with np.errstate(invalid="ignore"):
         sparse = np.asarray(selected < _SPARSE * dataset.counts)
     if scattered and limit is not None:
