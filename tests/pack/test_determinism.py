@@ -107,7 +107,7 @@ def test_ctrl_c_stops_at_once_and_leaves_what_can_be_continued(tmp_path: Path) -
     command += ["--files", "data", "note=note", "--inline", "caption=txt", "--workers", "2"]
     command += ["--samples-per-shard", "4"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
-    while not list(out.glob("*.tar")):
+    while not list(out.glob("shard-*.parquet")):
         assert process.poll() is None
         time.sleep(0.01)
     workers = psutil.Process(process.pid).children()
