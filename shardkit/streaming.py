@@ -19,6 +19,7 @@ from shardkit.samples.maker import SampleMaker
 from shardkit.samples.raw import Provider, RawOptions, RawSource
 from shardkit.samples.selection import Chosen, Weights, select
 from shardkit.samples.stream import SampleStream
+from shardkit.samples.wanted import Naming
 from shardkit.storage.cache import Cache
 from shardkit.storage.store import open_store
 from shardkit.transforms.pipeline import Pipeline
@@ -57,7 +58,8 @@ class StreamingDataset(SampleDataset):
             several, or to None; they choose what is fetched.
         data_providers: by member name, functions from an index row to the member's bytes.
         transforms: from sample to sample, samples or None; see ``shardkit.transforms``.
-        decode: "auto" decodes by ext, None gives bytes, a mapping overrides by ext or name.
+        decode: "auto" decodes by ext, None gives bytes, "path" a local path that is good for as
+            long as it is held, a mapping overrides by ext or name.
         on_error: "raise", "skip" or "replace"; see ``ShardDataset``.
         max_failures: end the run when more than so many samples have failed.
         storage_options: of the store.
@@ -116,8 +118,9 @@ class StreamingDataset(SampleDataset):
         if shuffle == "global":
             index = index.mapped()
         options = RawOptions(
-            by_column=columns_to_load is not None,
+            naming=Naming(by_column=columns_to_load is not None),
             allow_missing=allow_missing,
+            as_paths=decode == "path",
             before=Pipeline(pre_download_transforms),
             providers=dict(data_providers or {}),
             num_threads=num_downloading_workers,
@@ -134,7 +137,7 @@ class StreamingDataset(SampleDataset):
                     Chosen(weights=weights, seed=seed, first=max_samples),
                     Scratch(scratch),
                 ),
-                SampleMaker(decode, transforms, index.source),
+                SampleMaker(None if decode == "path" else decode, transforms, index.source),
             ),
             shuffle=shuffle,
             buffer_size=buffer_size,

@@ -24,7 +24,7 @@ _sent: deque[Entry] = deque()  # the oldest is unpinned when there are too many
 _lock = threading.Lock()
 
 
-class PinnedPath(str):
+class PinnedPath(str):  # noqa: SLOT000 - it needs a __weakref__, which str has no slot for
     """A path whose file stays while the path is held: an entry of the cache, pinned.
 
     Unpickled in another process it pins the entry again there.

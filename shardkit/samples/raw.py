@@ -54,7 +54,7 @@ class RawOptions:
         lookahead_bytes: bound on what is fetched ahead.
     """
 
-    naming: Naming = Naming()
+    naming: Naming = field(default_factory=Naming)
     allow_missing: bool = False
     as_paths: bool = False
     before: Pipeline = field(default_factory=Pipeline)
@@ -170,16 +170,14 @@ class RawSource:
             num_threads=self.options.num_threads,
             lookahead_bytes=self.options.lookahead_bytes,
         ) as results:
-            taken = next(results, None)  # has rows made
-            while made:
+            early: list[Result] = []  # at most one, taken so that rows are made
+            while True:
+                if not made and (result := next(results, None)) is not None:
+                    early.append(result)
+                if not made:
+                    return
                 items = made.popleft()
-                first = [] if taken is None else [taken]
-                num_far = sum(1 for _ in _far(items))
-                found = [*first, *(next(results) for _ in range(num_far - len(first)))]
-                yield items, iter(found[:num_far])
-                taken = found[num_far] if len(found) > num_far else None
-                if taken is None and not made:
-                    taken = next(results, None)
+                yield items, iter([early.pop() if early else next(results) for _ in _far(items)])
 
     # -- results → samples ----------------------------------------------------------------------
 

@@ -176,7 +176,7 @@ class RowReader:
                 yield error
 
     def _dicts(self, rows: Rows) -> Iterator[Sample]:
-        """Key, URL and metadata of each row: columns turned into lists once, then one dict a row."""
+        """Key, URL and metadata of each row; columns are turned into lists once."""
         names = ("__key__", "__url__", *rows.metadata.column_names)
         metadata = [to_list(column) for column in rows.metadata.columns]
         urls = _first_urls(rows, self._index.source)
