@@ -91,7 +91,7 @@ def member_header(name: bytes, size: int, data_checksum: int) -> bytes:
         )
     size_field = b"%011o\x00" % size
     hexdigits = b"%016x" % data_checksum
-    total = _CONSTANT_SUM + sum(name) + sum(size_field) + sum(hexdigits)
+    total = _CONSTANT_SUM + sum(name + size_field + hexdigits)
     return b"%b%b%b%b%06o\x00 %b%b%b" % (
         name.ljust(MAX_NAME_BYTES, b"\x00"),
         _MODE_TO_GID,

@@ -41,6 +41,7 @@ class ShardBody:
         self._store = store
         self._tar = tar
         self._tables: list[pa.Table] = []
+        self._exts: dict[tuple[str, str], str] = {}  # by column and its own ext
 
     def add(self, rows: Rows) -> None:
         """Append these rows; under ``on_error="skip"`` note those that can't be."""
@@ -157,7 +158,9 @@ class ShardBody:
 
     def _ext(self, column: MemberColumn, row: int, head: bytes) -> str:
         """The ext of a member, by its first bytes if need be; the shard has a column for it."""
-        ext = column.name_for(column.exts[row] or sniff_ext(head))
-        if ext not in self.members:
-            self.members[check_ext(ext)] = []
+        own = column.exts[row] or sniff_ext(head)
+        ext = self._exts.get((column.name, own))
+        if ext is None:
+            ext = self._exts[column.name, own] = check_ext(column.name_for(own))
+            self.members.setdefault(ext, [])
         return ext

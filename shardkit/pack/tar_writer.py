@@ -24,6 +24,8 @@ Place = tuple[int, int, int]
 
 _FLUSH_BYTES = 1 << 20  # 128 KB to 4 MB are equally fast; less stays in the processor's cache
 _ZEROS = bytes(BLOCK)
+_SMALL = 1 << 20  # most files: two reads tell all of them, and no look at their size is needed
+_READ_ONLY = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # a pipe without a writer must not block
 
 
 class TarWriter:
@@ -77,24 +79,34 @@ class TarWriter:
             StoreError: the file is not there, not a regular file, or can't be read.
         """
         start = self.size - self._flushed + BLOCK
-        room = self._room[start : start + LARGE + 1]
+        room = self._room
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe must not block
+            fd = os.open(path, _READ_ONLY)
             try:
-                status = os.fstat(fd)
-                if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
-                    raise StoreError(f"cannot read {path}: it is a device or a pipe, not a file")
-                if status.st_size > LARGE:
-                    return status.st_size
-                size = os.readv(fd, (room,))
-                if size != status.st_size:  # it grows, or the filesystem gives less at a time
-                    while size <= LARGE and (more := os.readv(fd, (room[size:],))):
-                        size += more
-                return size
+                size = os.readv(fd, (room[start : start + _SMALL],))
+                if 0 < size < _SMALL and not os.readv(fd, (room[start + size : start + _SMALL],)):
+                    return size
+                return self._fill_larger(fd, path, size)
             finally:
                 os.close(fd)
         except OSError as error:
             raise store_error("read", path, error) from error
+
+    def _fill_larger(self, fd: int, path: str, size: int) -> int:
+        """Go on reading a file that is not small, or that gives less at a time than it has."""
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise StoreError(f"cannot read {path}: it is a device or a pipe, not a file")
+        if status.st_size > LARGE:
+            return status.st_size
+        start = self.size - self._flushed + BLOCK
+        os.lseek(fd, size, os.SEEK_SET)
+        while size <= LARGE:
+            more = os.readv(fd, (self._room[start + size : start + LARGE + 1],))
+            if not more:
+                break
+            size += more
+        return size
 
     def head(self, size: int) -> bytes:
         """The first bytes of the ``size`` that were filled in, enough to tell what they are."""
