@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -64,7 +65,8 @@ class NumberSource:
     def ahead(self, places: Iterator[Places]) -> AbstractContextManager[None]:
         @contextlib.contextmanager
         def near() -> Iterator[None]:
-            self.num_ahead.append(sum(len(groups) for groups, _ in places))
+            pieces = itertools.islice(places, 100)  # a bounded way ahead
+            self.num_ahead.append(sum(len(groups) for groups, _ in pieces))
             yield
             self.num_ahead.pop()
 
