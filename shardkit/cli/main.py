@@ -19,11 +19,13 @@ __all__ = ["main"]
 
 COMMANDS = {
     "pack": "pack the samples of any index into WebDataset shards",
+    "unpack": "download the files that an index lists",
     "index": "write an index down, or adopt tars that exist",
     "info": "what a packed dataset or an index holds",
     "cat": "one sample, or one of its members",
     "verify": "prove every byte of a packed dataset, or make bad shards again",
     "cache": "list, check or clear a cache folder",
+    "state": "explain a saved state",
     "bench": "how fast a dataset streams, what holds it up, how well it shuffles",
     "demo": "make a small data set, pack it, verify it, train on it",
 }
