@@ -1,13 +1,21 @@
-"""Samples → a batch: arrays of one shape are stacked in one copy, everything else stays a list."""
+"""Samples to a batch: arrays of one shape are stacked in one copy, all else stays a list.
+
+Stacks lie in kept memory (``decode.memory``): a batch of pictures in fresh memory costs a page
+fault for every 4 KB of it. Tensors are copied by numpy too: ``torch.stack`` has its own threads
+help, which wait for cores that decode (``benchmarks/loader_collate.py``).
+"""
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from shardkit.decode import memory
 from shardkit.samples.source import Sample
 
 __all__ = ["collate"]
@@ -59,7 +67,7 @@ def _stacked(values: list[Any]) -> Any:
             return values
     if first.dtype.kind not in "biufc":
         return values
-    return _as_tensor(np.stack(values))
+    return _as_tensor(_stack(values))
 
 
 def _stacked_tensors(values: list[Any]) -> Any:
@@ -67,7 +75,34 @@ def _stacked_tensors(values: list[Any]) -> Any:
     for value in values:
         if not _is_tensor(value) or value.shape != first.shape or value.dtype != first.dtype:
             return values
-    return sys.modules["torch"].stack(values)
+    if any(value.requires_grad for value in values) or not _numpy_knows(first):
+        return sys.modules["torch"].stack(values)
+    return sys.modules["torch"].from_numpy(_stack([value.numpy() for value in values]))
+
+
+def _stack(arrays: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    first = arrays[0]
+    return np.stack(arrays, out=memory.empty((len(arrays), *first.shape), first.dtype))
+
+
+def _numpy_knows(tensor: Any) -> bool:
+    """Whether numpy can look at the tensor: on the CPU, in rows, of a type that it has."""
+    torch = sys.modules["torch"]
+    return (
+        tensor.device.type == "cpu"
+        and tensor.layout is torch.strided
+        and type(tensor) is torch.Tensor
+        and tensor.dtype in _numpy_types()
+        and not tensor.is_conj()
+        and not tensor.is_neg()
+    )
+
+
+@functools.cache
+def _numpy_types() -> frozenset[Any]:
+    torch = sys.modules["torch"]
+    names = ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64")
+    return frozenset(getattr(torch, name) for name in names)
 
 
 def _numbers(values: list[Any]) -> Any:

@@ -177,5 +177,7 @@ def test_a_webdataset_pipeline_under_webloader_shares_samples_among_workers() ->
 
 
 def test_fluid_interfaces_shuffle_and_map_take_it_too() -> None:
-    pipeline = webdataset.DataPipeline(numbers()).compose(webdataset.batched(6, collation_fn=as_list))
+    pipeline = webdataset.DataPipeline(numbers()).compose(
+        webdataset.batched(6, collation_fn=as_list)
+    )
     assert sum(map(len, pipeline)) == 101
