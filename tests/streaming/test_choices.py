@@ -1,0 +1,221 @@
+"""Which samples take part, members as paths, metadata alone, and indexes of any size."""
+
+from __future__ import annotations
+
+import gc
+import os
+import pickle
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from shardkit import DataLoader, StreamingDataset
+from shardkit.errors import ConfigError, NotFoundError
+from shardkit.storage.cache import Cache
+from tests.index.test_lazy import bytes_asked, column_bytes, wide_table
+from tests.s3 import serve_s3
+from tests.streaming.build import Photos, source_of
+
+# -- which samples -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["parquet", "wildcard", "csv", "table"])
+def test_a_filter_means_what_it_means_to_duckdb(photos: Photos, kind: str) -> None:
+    table = pa.Table.from_pylist(photos.records())
+    condition = "aspect > (SELECT avg(aspect) FROM dataframe) AND label LIKE 'c%'"
+    database = duckdb.connect()
+    database.register("dataframe", table)
+    wanted = database.sql(f"SELECT data_id FROM dataframe WHERE {condition}").fetchall()
+    dataset = StreamingDataset(
+        source_of(kind, photos), columns_to_load=[], where=condition, shuffle="none"
+    )
+    assert [sample["data_id"] for sample in dataset] == [key for (key,) in wanted]
+    assert len(dataset) == len(wanted)
+    with pytest.raises(ConfigError, match="no_such_column"):
+        StreamingDataset(source_of(kind, photos), where="no_such_column > 1")
+
+
+def test_the_first_samples_of_the_filtered_ones(photos: Photos) -> None:
+    dataset = StreamingDataset(
+        source_of("parquet", photos),
+        columns_to_load=[],
+        where="label = 'cat'",
+        max_samples=5,
+        shuffle="none",
+    )
+    assert [s["data_id"] for s in dataset] == ["0001", "0002", "0004", "0005", "0007"]
+    assert len(dataset) == 5
+    with pytest.raises(IndexError):
+        dataset[5]
+
+
+def by_label(rows: pa.Table) -> list[float]:
+    return [0.0 if label == "dog" else 3.0 for label in rows["label"].to_pylist()]
+
+
+def test_weights_repeat_and_leave_out(photos: Photos) -> None:
+    dataset = StreamingDataset(source_of("parquet", photos), columns_to_load=[], weights=by_label)
+    counts = Counter(sample["data_id"] for sample in dataset)
+    cats = [row["data_id"] for row in photos.records() if row["label"] == "cat"]
+    assert counts == Counter(cats * 3)
+    column = StreamingDataset(source_of("parquet", photos), columns_to_load=[], weights="aspect")
+    total = sum(row["aspect"] for row in photos.records())
+    assert abs(len(column) - total) < 8
+
+
+def test_metadata_alone_fetches_nothing(far: Photos, tmp_path: Path) -> None:
+    with serve_s3(far.folder.parent) as s3:
+        dataset = StreamingDataset(
+            source_of("parquet", far),
+            str(tmp_path / "cache"),
+            columns_to_load=[],
+            storage_options=s3.storage_options,
+        )
+        samples = list(dataset)
+        assert s3.count("GET", "*.jpg") == 0
+    assert sorted(sample["data_id"] for sample in samples) == far.keys
+    assert samples[0].keys() == {"__key__", "__url__", "data_id", "data_url", "aspect", "label"}
+
+
+# -- paths -------------------------------------------------------------------------------------
+
+
+def test_a_path_is_good_for_as_long_as_it_is_held(far: Photos, tmp_path: Path) -> None:
+    folder = str(tmp_path / "cache")
+    dataset = StreamingDataset(
+        source_of("parquet", far),
+        folder,
+        cache_limit=4_000,
+        decode="path",
+        storage_options=far.options,
+    )
+    held = [sample for sample in dataset if sample["__key__"] < "0004"]
+    for _ in range(2):
+        for sample in dataset:
+            assert Path(sample["jpg"]).read_bytes() == far.data[sample["__key__"]]
+    for sample in held:
+        assert Path(sample["jpg"]).read_bytes() == far.data[sample["__key__"]]
+        assert pickle.loads(pickle.dumps(sample["jpg"])) is not None
+    paths = [str(sample["jpg"]) for sample in held]
+    num_files = len(os.listdir("/proc/self/fd"))
+    del held, sample
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) < num_files
+    assert paths
+    assert Cache(folder, 4_000).check() == []
+
+
+def test_a_local_path_is_the_file_itself(photos: Photos, tmp_path: Path) -> None:
+    dataset = StreamingDataset(source_of("parquet", photos), decode="path", shuffle="none")
+    assert dataset[2]["jpg"] == str(photos.folder / "img" / "0002.jpg")  # type: ignore[index]
+    rows = [{"id": "a", "file": str(tmp_path / "gone.bin")}]
+    gone = StreamingDataset(pa.Table.from_pylist(rows), columns_to_load=["file"], decode="path")
+    with pytest.raises(NotFoundError, match=r"row 0 .*gone\.bin"):
+        gone[0]
+
+
+def test_bytes_of_the_index_have_a_path_too(tmp_path: Path) -> None:
+    table = pa.table({"id": ["a"], "data": [b"\xff\xd8\xff some bytes"]})
+    dataset = StreamingDataset(table, columns_to_load=["data"], decode="path")
+    sample = dataset[0]
+    assert sample is not None
+    assert Path(sample["data"]).read_bytes() == b"\xff\xd8\xff some bytes"
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+def test_paths_cross_to_the_consumer_and_stay_good(far: Photos, tmp_path: Path) -> None:
+    dataset = StreamingDataset(
+        source_of("parquet", far),
+        str(tmp_path / "cache"),
+        cache_limit=6_000,
+        decode="path",
+        storage_options=far.options,
+    )
+    torchs = torch.utils.data.DataLoader(
+        dataset, batch_size=4, num_workers=2, collate_fn=list, multiprocessing_context="forkserver"
+    )
+    ours = DataLoader(
+        dataset, batch_size=4, num_workers=2, collate_fn=list, workers="processes", remainder="keep"
+    )
+    for loader in (torchs, ours):
+        found = {s["__key__"]: Path(s["jpg"]).read_bytes() for batch in loader for s in batch}
+        assert found == far.data
+    ours.close()
+
+
+# -- size --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shuffle", ["none", "shard", "buffer"])
+def test_an_epoch_reads_the_projected_bytes_once(tmp_path: Path, shuffle: Any) -> None:
+    """At most 1.2 times the columns that are wanted, whatever the mode."""
+    (tmp_path / "bucket").mkdir()
+    path = tmp_path / "bucket" / "i.parquet"
+    pq.write_table(wide_table(300_000), path, row_group_size=66_000)
+    projected = column_bytes(path, {"id", "score"})
+    with serve_s3(tmp_path) as s3:
+        dataset = StreamingDataset(
+            "s3://bucket/i.parquet",
+            str(tmp_path / "cache"),
+            columns_to_load=[],
+            index_col_name="id",
+            metadata=["score"],
+            shuffle=shuffle,
+            storage_options=s3.storage_options,
+            scratch=str(tmp_path / "s"),
+        )
+        opening = bytes_asked(s3)
+        assert len({sample["__key__"] for sample in dataset}) == 300_000
+        assert bytes_asked(s3) - opening <= 1.2 * projected
+
+
+def test_global_reads_a_mapped_copy(tmp_path: Path) -> None:
+    path = tmp_path / "i.parquet"
+    pq.write_table(wide_table(20_000), path, row_group_size=1_000)
+    dataset = StreamingDataset(
+        str(path), columns_to_load=[], shuffle="global", scratch=str(tmp_path / "s")
+    )
+    keys = [int(sample["__key__"]) for sample in dataset]
+    assert sorted(keys) == list(range(20_000))
+    assert np.abs(np.diff(keys)).mean() > 5_000
+
+
+HUGE = r"""
+import re, sys, time
+import shardkit.dataset  # and torch, which is not what is measured
+peak = lambda: int(re.search(r"VmHWM:\s+(\d+)", open("/proc/self/status").read())[1]) // 1024
+before, start = peak(), time.perf_counter()
+from shardkit import StreamingDataset
+dataset = StreamingDataset(
+    sys.argv[1] + "/*.parquet", sys.argv[1] + "/c", columns_to_load=[], scratch=sys.argv[1] + "/s"
+)
+sample = next(iter(dataset))
+assert len(dataset) == 100_000_000 and sample["__key__"]
+print(time.perf_counter() - start, peak() - before)
+"""
+
+
+def test_a_hundred_million_rows_start_in_seconds_and_little_memory(tmp_path: Path) -> None:
+    part = pa.table({"id": np.arange(100_000), "url": ["s3://bucket/some/folder/x.jpg"] * 100_000})
+    first = tmp_path / "000.parquet"
+    with pq.ParquetWriter(first, part.schema) as writer:
+        for _ in range(10):
+            writer.write_table(part)
+    for number in range(1, 100):
+        (tmp_path / f"{number:03d}.parquet").hardlink_to(first)
+    command = [sys.executable, "-c", HUGE, str(tmp_path)]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = re.fullmatch(r"([\d.]+) (\d+)\s*", run.stdout)
+    assert found is not None
+    assert float(found[1]) < 20  # 5 on an idle machine; a guard, not a measurement
+    assert int(found[2]) < 300
