@@ -69,17 +69,18 @@ class HttpClient:
         A server that refuses HEAD is asked for the first byte instead.
         """
         try:
-            connection, answer, _ = self._ask("HEAD", url, name, {})
+            connection, answer, host = self._ask("HEAD", url, name, {})
         except NotFoundError:
             raise
         except StoreError:
-            connection, answer, _ = self._ask("GET", url, name, {"Range": "bytes=0-0"})
-        try:
-            total = _content_range(answer)
-            size = total[1] if total else _length(answer)
-            return (-1 if size is None else size), _version(answer)
-        finally:
+            connection, answer, host = self._ask("GET", url, name, {"Range": "bytes=0-0"})
+        found = _content_range(answer)
+        size = found[1] if found else _length(answer)
+        if answer.isclosed() and not answer.will_close:  # nothing of a body is left
+            self._give_back(host, connection)
+        else:
             connection.close()
+        return (-1 if size is None else size), _version(answer)
 
     def open(
         self,

@@ -25,15 +25,15 @@ class Patience:
 
     Args:
         max_attempts: requests that fail in a row before giving up; a body that moved on counts
-            as success. 8 with these waits ride out about a minute of 503s.
+            as success. 12 with these waits ride out about 40 s of 503s.
         first_wait_s: upper bound of the first wait; doubles each time (full jitter).
         max_wait_s: upper bound of any wait.
         stall_s: a connection that sends nothing for so long is given up and asked anew; object
             stores answer in well under a second, so 30 s is a dead one.
     """
 
-    max_attempts: int = 8
-    first_wait_s: float = 0.2
+    max_attempts: int = 12
+    first_wait_s: float = 0.1
     max_wait_s: float = 20.0
     stall_s: float = 30.0
 

@@ -128,4 +128,4 @@ class CacheMachine(RuleBasedStateMachine):
 
 
 TestCacheMachine = CacheMachine.TestCase
-TestCacheMachine.settings = settings(max_examples=12, stateful_step_count=25, deadline=None)
+TestCacheMachine.settings = settings(max_examples=8, stateful_step_count=25, deadline=None)

@@ -33,7 +33,7 @@ def broken(
     """Serve DATA as ``x`` under faults; yield a store, the URL of ``x`` and the endpoint."""
     (tmp_path / "bucket").mkdir()
     (tmp_path / "bucket" / "x").write_bytes(DATA)
-    patience = {"stall_s": 0.5, "max_attempts": 4, **options}
+    patience = {"stall_s": 0.3, "max_attempts": 4, **options}
     if client == "http":
         with serve_http(tmp_path, list(faults)) as http:
             yield open_store(patience), f"{http.url}/bucket/x", http
@@ -50,7 +50,7 @@ PASSING = {
     "reset before the first byte": Fault("reset", at=0, times=1),
     "truncated under a correct header": Fault("truncate", at=AT, times=2),
     "stalled for ever": Fault("stall", at=AT, times=1),
-    "slow": Fault("slow", bytes_per_s=4 << 20, times=-1),
+    "slow": Fault("slow", bytes_per_s=10 << 20, times=-1),
 }
 
 

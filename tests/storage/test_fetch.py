@@ -188,7 +188,7 @@ class TestNothingIsLeft:
             results = fetch_in_order(open_store(), asked, num_threads=4)
             next(results)
             del results
-            gc.collect()
+        gc.collect()
         _wait_until(lambda: threading.active_count() <= before[0])
         assert len(os.listdir("/proc/self/fd")) <= before[1]
 

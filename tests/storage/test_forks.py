@@ -97,7 +97,7 @@ def test_children_forked_while_threads_are_fetching_do_not_hang(
     for thread in threads:
         thread.start()
     try:
-        for _ in range(5):
+        for _ in range(3):
             _run_children("fork", store, cache)
     finally:
         stop.set()
