@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from itertools import chain, groupby
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -122,7 +122,7 @@ class RawSource:
         places = zip(groups.tolist(), rows.tolist(), strict=True)
         blocks = self._rows.blocks(groups, rows, seeds)
         for is_far, stretch in groupby(blocks, _has_far):
-            pending = chain.from_iterable(stretch)
+            pending = _emptied(stretch)
             for items, results in self._fetched(pending) if is_far else _unfetched(pending):
                 yield self._finished(items, results, next(places))
 
@@ -285,6 +285,14 @@ def _far(items: Iterable[Pending]) -> Iterator[Wanted]:
         for wanted in item.wanted:
             if not wanted.is_near:
                 yield wanted
+
+
+def _emptied(blocks: Iterable[list[list[Pending]]]) -> Iterator[list[Pending]]:
+    """The rows of blocks, which keep none: its members' memory is then free for the next."""
+    for block in blocks:
+        block.reverse()
+        while block:
+            yield block.pop()
 
 
 def _has_far(block: list[list[Pending]]) -> bool:
