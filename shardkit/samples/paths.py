@@ -8,13 +8,10 @@ from collections import deque
 from typing import Any
 
 from shardkit.errors import CacheError
-from shardkit.storage.cache import Cache, in_memory
+from shardkit.storage.cache import in_memory
 from shardkit.storage.entries import Entry, open_entry
-from shardkit.storage.protocol import Store
-from shardkit.storage.requests import Request
-from shardkit.storage.urls import is_local, local_path
 
-__all__ = ["PinnedPath", "path_of"]
+__all__ = ["PinnedPath", "path_in_memory"]
 
 _MOST_SENT = 1_024
 """Paths on their way to another process whose files stay pinned: more than batches in flight have,
@@ -41,7 +38,7 @@ class PinnedPath(str):  # noqa: SLOT000 - it needs a __weakref__, which str has 
 
     def __reduce__(self) -> tuple[Any, ...]:
         if not self.entry.is_cached:
-            return _in_memory, (bytes(self.entry.data),)
+            return path_in_memory, (bytes(self.entry.data),)
         again = open_entry(self.entry.path)
         if again is not None:
             with _lock:
@@ -49,21 +46,6 @@ class PinnedPath(str):  # noqa: SLOT000 - it needs a __weakref__, which str has 
                 while len(_sent) > _MOST_SENT:
                     _sent.popleft().close()
         return _arrived, (str(self),)
-
-
-def path_of(request: Request | None, data: bytes, cache: Cache, store: Store) -> str:
-    """Return a path to a member whose bytes were just read.
-
-    A local file as it is; a far one's entry in the cache, pinned; an anonymous file in memory for
-    what is no file by itself (bytes of the index, a range of a local tar) or found no room.
-    """
-    if request is not None and is_local(request.url) and request.is_whole:
-        return local_path(request.url)
-    if request is not None and not is_local(request.url):
-        entry = cache.find(request.key(store))
-        if entry is not None:
-            return PinnedPath(entry)
-    return _in_memory(data)
 
 
 def _arrived(path: str) -> PinnedPath:
@@ -77,5 +59,6 @@ def _arrived(path: str) -> PinnedPath:
     return PinnedPath(entry)
 
 
-def _in_memory(data: bytes) -> PinnedPath:
+def path_in_memory(data: bytes) -> PinnedPath:
+    """Return a path to an anonymous file in memory that holds these bytes."""
     return PinnedPath(in_memory("a member", lambda sink: sink.write(data), len(data)))

@@ -25,7 +25,7 @@ from shardkit.errors import ConfigError, CorruptError, NotFoundError, ShardkitEr
 from shardkit.format.sniff import sniff_ext
 from shardkit.index.index import Index
 from shardkit.index.names import last_ext
-from shardkit.samples.paths import path_of
+from shardkit.samples.paths import PinnedPath, path_in_memory
 from shardkit.samples.source import Found, Place, Places, RawMember, Sample
 from shardkit.samples.wanted import Asked, Naming, Pending, Provider, RowReader, Wanted
 from shardkit.storage.cache import Cache
@@ -88,6 +88,7 @@ class RawSource:
             allow_missing=options.allow_missing,
             before=options.before,
             providers=options.providers,
+            is_here=_is_here,
             is_near=self._is_near,
         )
 
@@ -147,7 +148,7 @@ class RawSource:
     def _is_near(self, request: Request) -> bool:
         """Whether reading it here and now is quicker than handing it to another thread."""
         if is_local(request.url):
-            return not _is_network_folder(os.path.dirname(local_path(request.url)))
+            return _is_here(request.url)
         return self.cache.holds(request.key(self.store))
 
     def _fetched(
@@ -199,39 +200,55 @@ class RawSource:
         sample = item.sample
         for wanted in item.wanted:
             data = wanted.data
-            if wanted.request is not None:
+            if wanted.url:
                 try:
-                    data = self._near(wanted.request) if wanted.is_near else next(results).unwrap()
+                    data = self._near(wanted) if wanted.is_near else next(results).unwrap()
                 except NotFoundError:
                     if not self.options.allow_missing:
                         raise
                     sample[wanted.name or wanted.member.name] = None
                     continue
                 if not data:
-                    raise CorruptError(f"{wanted.request.url} is empty: zero bytes")
+                    raise CorruptError(f"{wanted.url} is empty: zero bytes")
             self._put(sample, wanted, data)
         for asked in item.asked:
             self._ask(sample, asked)
         return sample
 
-    def _near(self, request: Request) -> bytes:
+    def _near(self, wanted: Wanted) -> bytes:
         """A member read in this thread."""
+        request = wanted.request
+        if request is None:
+            return self.store.get(wanted.url)
         if is_local(request.url):
             return load_verified(self.store, request)
         return self.cache.get(request.key(self.store), lambda: load_verified(self.store, request))
 
     def _put(self, sample: Sample, wanted: Wanted, data: bytes) -> None:
         """Give the sample a member, named by its bytes where nothing else tells its ext."""
-        naming, request = self.options.naming, wanted.request
-        ext = "" if request is None else last_ext(request.url)
+        naming = self.options.naming
+        ext = last_ext(wanted.url) if wanted.url else ""
         if not ext and wanted.name and not naming.by_column:
             ext = last_ext(f"x.{wanted.name}")
         ext = ext or sniff_ext(data) or "bin"
         name = wanted.name or naming.name(wanted.member, ext)
         if self.options.as_paths:
-            sample[name] = path_of(request, data, self.cache, self.store)
+            sample[name] = self._path(wanted, data)
         else:
             sample[name] = RawMember(ext, data)
+
+    def _path(self, wanted: Wanted, data: bytes) -> str:
+        """A path to a member whose bytes were just read.
+
+        A local file as it is; a far one's entry in the cache, pinned; an anonymous file in memory
+        for what is no file by itself (bytes of the index, a range) or found no room.
+        """
+        request = wanted.request
+        if request is None or is_local(request.url):
+            is_file = bool(wanted.url) and (request is None or request.is_whole)
+            return local_path(wanted.url) if is_file else path_in_memory(data)
+        entry = self.cache.find(request.key(self.store))
+        return path_in_memory(data) if entry is None else PinnedPath(entry)
 
     def _ask(self, sample: Sample, asked: Asked) -> None:
         data = self._providers[asked.name](asked.row, asked.seed)
@@ -240,7 +257,7 @@ class RawSource:
                 raise NotFoundError(f"the data provider of {asked.name!r} gave None")
             sample[asked.name] = None
         elif self.options.as_paths:
-            sample[asked.name] = path_of(None, data, self.cache, self.store)
+            sample[asked.name] = path_in_memory(data)
         else:
             known = self._auto.for_ext(asked.name) is not None
             sample[asked.name] = RawMember(
@@ -305,6 +322,11 @@ def _unfetched(
     nothing: Iterator[Result] = iter(())
     for items in pending:
         yield items, nothing
+
+
+def _is_here(url: str) -> bool:
+    """Whether a URL is a file of a disk of this machine."""
+    return is_local(url) and not _is_network_folder(os.path.dirname(local_path(url)))
 
 
 @functools.lru_cache(maxsize=1024)

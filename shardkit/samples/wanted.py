@@ -59,14 +59,16 @@ class Wanted:
     Attributes:
         name: in the sample; "" where only the bytes will tell.
         member: its column.
-        request: where it is; None where ``data`` has it.
+        url: where it is; "" where ``data`` has it.
+        request: what to ask for; None where it is a whole local file, to be read as it is.
         data: its bytes.
         is_near: whether it is read when its turn comes, with nothing fetched ahead.
     """
 
     name: str
     member: MemberColumn
-    request: Request | None
+    url: str = ""
+    request: Request | None = None
     data: bytes = b""
     is_near: bool = True
 
@@ -99,7 +101,8 @@ class RowReader:
         allow_missing: a member that the row lacks is None, not an error.
         before: rewrites rows before anything is fetched.
         providers: members that functions give.
-        is_near: whether a request is read where it is, or cached.
+        is_here: whether a URL is a local file to be read at once.
+        is_near: whether a request is local, or cached.
     """
 
     def __init__(
@@ -110,6 +113,7 @@ class RowReader:
         allow_missing: bool,
         before: Pipeline,
         providers: Mapping[str, Provider],
+        is_here: Callable[[str], bool],
         is_near: Callable[[Request], bool],
     ) -> None:
         self._index = index
@@ -117,6 +121,7 @@ class RowReader:
         self._allow_missing = allow_missing
         self._before = before
         self._providers = providers
+        self._is_here = is_here
         self._is_near = is_near
         self._rewrites = bool(len(before)) or bool(providers)
 
@@ -202,12 +207,15 @@ class RowReader:
         """Add a member of a row as the index has it."""
         url = member.urls[row]
         if url is not None:
+            if member.starts is None and member.checksums is None and self._is_here(url):
+                item.wanted.append(Wanted(name, member, url))
+                return
             request = _request(member, url, row)
-            item.wanted.append(Wanted(name, member, request, is_near=self._is_near(request)))
+            item.wanted.append(Wanted(name, member, url, request, is_near=self._is_near(request)))
             return
         value = member.values[row] if member.values is not None else None
         if value is not None:
-            item.wanted.append(Wanted(name, member, None, value))
+            item.wanted.append(Wanted(name, member, data=value))
         else:
             self._lacks(item, member, member.exts[row])
 
@@ -248,14 +256,15 @@ class RowReader:
             if cell == _cell(member, row):
                 self._add(item, member, row, self._naming.name(member, member.exts[row]))
             elif isinstance(cell, bytes):
-                item.wanted.append(Wanted(self._naming.name(member, ""), member, None, cell))
+                item.wanted.append(Wanted(self._naming.name(member, ""), member, data=cell))
             elif cell:
                 request = Request(str(cell), version="")
                 ext = self._naming.name(member, last_ext(request.url))
-                item.wanted.append(Wanted(ext, member, request, is_near=self._is_near(request)))
+                near = self._is_near(request)
+                item.wanted.append(Wanted(ext, member, request.url, request, is_near=near))
             else:
                 self._lacks(item, member, member.exts[row])
-        urls = [wanted.request.url for wanted in item.wanted if wanted.request is not None]
+        urls = [wanted.url for wanted in item.wanted if wanted.url]
         item.sample["__url__"] = urls[0] if urls else self._index.source
         item.asked = [
             Asked(name, record, (seed + 1 + number) % 2**64)
