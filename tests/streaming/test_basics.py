@@ -290,7 +290,7 @@ def test_two_instances_and_two_processes_share_one_cache(far: Photos, tmp_path: 
         pairs = list(zip(datasets[0], datasets[1], strict=True))
         assert all(a["__key__"] == b["__key__"] for a, b in pairs)
         loader = torch.utils.data.DataLoader(
-            datasets[0], batch_size=None, num_workers=2, multiprocessing_context="forkserver"
+            datasets[0], batch_size=None, num_workers=1, multiprocessing_context="forkserver"
         )
         assert len(list(loader)) == 23
         assert s3.count("GET", "*.jpg") == 23

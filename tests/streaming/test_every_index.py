@@ -13,8 +13,8 @@ from tests.streaming.build import Photos, source_of
 
 NEAR = ("csv", "json", "jsonl", "parquet", "feather", "wildcard", "list", "folder", "table")
 KINDS = [*((kind, "local") for kind in (*NEAR, "frame", "dicts"))]
-KINDS += [(kind, "s3") for kind in (*NEAR, "frame", "dicts")]
-KINDS += [(kind, "http") for kind in ("csv", "jsonl", "parquet", "list", "table")]
+KINDS += [(kind, "s3") for kind in ("csv", "parquet", "wildcard", "list", "folder", "table")]
+KINDS += [(kind, "http") for kind in ("jsonl", "parquet", "list")]
 
 
 class Case:
