@@ -26,7 +26,6 @@ COMMANDS = {
     "verify": "prove every byte of a packed dataset, or make bad shards again",
     "cache": "list, check or clear a cache folder",
     "state": "explain a saved state",
-    "state": "explain a saved state",
     "bench": "how fast a dataset streams, what holds it up, how well it shuffles",
     "demo": "make a small data set, pack it, verify it, train on it",
 }

@@ -25,6 +25,7 @@ from shardkit.transforms.audio import (
     PadOrTrim,
     Resample,
 )
+from shardkit.transforms.cached import CacheTransform
 from shardkit.transforms.fields import (
     Cast,
     CheckFields,
@@ -63,6 +64,7 @@ from shardkit.transforms.video import DecodeClip, Squarify
 __all__ = [
     "AsVideo",
     "AudioToTensor",
+    "CacheTransform",
     "Cast",
     "CheckAudible",
     "CheckFields",
