@@ -107,7 +107,9 @@ def main() -> None:
         metadata_alone(folder, args.rows, args.rounds)
 
         def streamed(root: str, cache: str) -> StreamingDataset:
-            table = pa.table({"id": list(range(len(names))), "url": [f"{root}/{name}" for name in names]})
+            table = pa.table(
+                {"id": list(range(len(names))), "url": [f"{root}/{name}" for name in names]}
+            )
             return StreamingDataset(
                 table,
                 str(folder / cache),
