@@ -1,11 +1,11 @@
 """A real S3 endpoint on loopback for tests and benchmarks: ``rclone serve s3`` behind our proxy.
 
-    with serve_s3(tmp_path) as s3:                 # tmp_path/bucket/… becomes s3://bucket/…
-        store = open_store(s3.storage_options)
-        store.get("s3://bucket/a.txt")
-        s3.requests                                # what the client asked, in order
-    with serve_s3(tmp_path, faults=[Fault("reset", path="*.tar", at=10_000)]) as s3: ...
-    with serve_http(tmp_path) as http: store.get(f"{http.url}/bucket/a.txt")
+with serve_s3(tmp_path) as s3:                 # tmp_path/bucket/… becomes s3://bucket/…
+    store = open_store(s3.storage_options)
+    store.get("s3://bucket/a.txt")
+    s3.requests                                # what the client asked, in order
+with serve_s3(tmp_path, faults=[Fault("reset", path="*.tar", at=10_000)]) as s3: ...
+with serve_http(tmp_path) as http: store.get(f"{http.url}/bucket/a.txt")
 """
 
 from __future__ import annotations

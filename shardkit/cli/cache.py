@@ -10,7 +10,7 @@ from shardkit.cli.echo import echo
 from shardkit.errors import ConfigError
 from shardkit.format.sizes import show_size
 from shardkit.storage.cache import Cache
-from shardkit.storage.space import Folder
+from shardkit.storage.folder import Folder
 
 __all__ = ["add_arguments", "run"]
 

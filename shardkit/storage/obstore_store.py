@@ -25,6 +25,7 @@ from shardkit.storage.bodies import Body, OpenBody, read_body, stream_body
 from shardkit.storage.boundary import short_range, store_error
 from shardkit.storage.forks import keep_for_ever, start_anew_in_children
 from shardkit.storage.http_client import BUFFER, HttpClient, RangePastEndError
+from shardkit.storage.obstore_clients import open_client
 from shardkit.storage.options import Options
 from shardkit.storage.protocol import Chunk, ObjectInfo
 from shardkit.storage.ranges import fetch_ranges
@@ -43,25 +44,11 @@ PART = 16 << 20
 
 _UPLOADS = 4
 _SIGNED_FOR = timedelta(hours=1)
-_FAMILY = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"} | dict.fromkeys(
-    ("az", "abfs", "abfss"), "az"
-)
 _NOT_PARTIAL = re.compile(r"NotPartial|RangeNotSupported|non-partial response")
 _PAST_END = re.compile(
     r"\b416\b|InvalidRange|InvalidGetRange|greater than the length|StartTooLarge"
 )
 _STATUS = re.compile(r"status code: (\d{3})|\((\d{3}) [A-Z][A-Za-z ]+\)")
-
-
-class _FixedCredentials:
-    """Keys that the caller gave, and no others: obstore would add a token of the environment."""
-
-    def __init__(self, key: str, secret: str, token: str | None) -> None:
-        self._keys = {"access_key_id": key, "secret_access_key": secret, "token": token}
-
-    def __call__(self) -> dict[str, Any]:
-        """Return keys as obstore wants them; they never end."""
-        return {**self._keys, "expires_at": None}
 
 
 class _Inheritance:
@@ -307,89 +294,8 @@ class ObstoreStore:
         with self._lock:
             if place not in self._clients:
                 _inheritance.used = True
-                self._clients[place] = _open_client(scheme, bucket, self._options, max_retries)
+                self._clients[place] = open_client(scheme, bucket, self._options, max_retries)
             return self._clients[place], key, f"{scheme}://{bucket}"
-
-
-def _open_client(scheme: str, bucket: str, options: Options, max_retries: int) -> Any:
-    patience = options.patience
-    arguments: dict[str, Any] = {
-        "client_options": {
-            "allow_http": True,
-            "connect_timeout": timedelta(seconds=min(10.0, patience.stall_s)),
-            "read_timeout": timedelta(seconds=patience.stall_s),
-            "timeout": timedelta(days=1),  # of a whole body: big ones may take long
-        },
-        "retry_config": {
-            "max_retries": max_retries,
-            "retry_timeout": timedelta(minutes=5),
-            "backoff": {
-                "init_backoff": timedelta(seconds=patience.first_wait_s),
-                "max_backoff": timedelta(seconds=patience.max_wait_s),
-                "base": 2,
-            },
-        },
-    }
-    family = _FAMILY[scheme]
-    try:
-        if family == "s3":
-            config, provider = _s3_config(options.with_environment())
-            if provider is not None:
-                arguments["credential_provider"] = provider
-            return obstore.store.S3Store(bucket, config=config, **arguments)
-        if family == "gs":
-            return obstore.store.GCSStore(bucket, config=_gs_config(options), **arguments)
-        account, container = _az_place(bucket, options)
-        return obstore.store.AzureStore(container, config=_az_config(options, account), **arguments)
-    except (obstore.exceptions.BaseError, ValueError) as error:
-        raise ConfigError(f"cannot open {scheme}://{bucket}: {error}") from error
-
-
-def _s3_config(options: Options) -> tuple[Any, Callable[[], dict[str, Any]] | None]:
-    region = options.region
-    provider: Callable[[], dict[str, Any]] | None = None
-    if options.key is not None and options.secret is not None:
-        provider = _FixedCredentials(options.key, options.secret, options.token)
-    elif not options.anon:
-        from shardkit.storage.credentials import find_aws  # noqa: PLC0415 - botocore is heavy
-
-        provider, found = find_aws(options.profile)
-        region = region or found
-    config = _given(
-        endpoint=options.endpoint_url,
-        region=region or "us-east-1",
-        skip_signature=options.anon,
-    )
-    return config, provider
-
-
-def _gs_config(options: Options) -> Any:
-    anon = options.anon or options.token == "anon"  # noqa: S105 - gcsfs' word for no token
-    return _given(
-        application_credentials=None if anon else options.token,
-        base_url=options.endpoint_url,
-        skip_signature=anon or None,
-    )
-
-
-def _az_config(options: Options, account: str | None) -> Any:
-    return _given(
-        account_name=account,
-        account_key=options.account_key,
-        sas_key=options.sas_token,
-        endpoint=options.endpoint_url,
-        skip_signature=options.anon,
-    )
-
-
-def _az_place(bucket: str, options: Options) -> tuple[str | None, str]:
-    """Return account and container of ``container@account.dfs.core.windows.net`` or a name."""
-    container, _, host = bucket.partition("@")
-    return (host.split(".", 1)[0] if host else options.account_name), container
-
-
-def _given(**config: Any) -> dict[str, Any]:
-    return {name: value for name, value in config.items() if value is not None}
 
 
 def _range_options(start: int, stop: int | None) -> Any:

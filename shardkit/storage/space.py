@@ -16,15 +16,16 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
 
 from shardkit.errors import CacheError
-from shardkit.storage.entries import is_entry_name, is_sound, remove_unpinned
-from shardkit.storage.leases import Lease, dead_leases, journal_of
+from shardkit.storage.audit import differences
+from shardkit.storage.entries import remove_unpinned
+from shardkit.storage.folder import Folder
+from shardkit.storage.leases import Lease, dead_leases
 from shardkit.storage.ledger import Ledger, Row
 from shardkit.storage.policies import POLICIES
 
-__all__ = ["Folder", "Space"]
+__all__ = ["Space"]
 
 logger = logging.getLogger(__name__)
 
@@ -44,39 +45,6 @@ _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _SETTLED_S = 120.0
 """Entries older than this at the end of a boot were on the disk: Linux writes dirty pages back
 within 35 s. Younger ones may be holes after a power cut."""
-
-
-class Folder:
-    """Paths of a cache: everything it owns lies in one sub-folder of the user's folder."""
-
-    def __init__(self, root: str) -> None:
-        self.root = os.path.join(root, "shardkit-cache-1")
-        self.entries = os.path.join(self.root, "entries")
-        self.aside = os.path.join(self.root, "aside")
-        self.leases = os.path.join(self.root, "leases")
-        self.ledger = os.path.join(self.root, "ledger.sqlite")
-        self.flights = os.path.join(self.root, "flights")
-
-    def make(self) -> None:
-        """Make the folders, all of them at once so that nobody ever meets a missing one."""
-        if os.path.isdir(os.path.join(self.entries, "ff")):
-            return
-        for path in (self.aside, self.leases):
-            os.makedirs(path, exist_ok=True)
-        for first in range(256):
-            os.makedirs(os.path.join(self.entries, f"{first:02x}"), exist_ok=True)
-
-    def entry(self, name: str) -> str:
-        """Return the path of an entry."""
-        return f"{self.entries}/{name[:2]}/{name}"
-
-    def entry_names(self) -> Iterator[str]:
-        """Yield the names of all entries on the disk."""
-        for part in sorted(os.listdir(self.entries)):
-            with contextlib.suppress(NotADirectoryError):
-                for name in os.listdir(os.path.join(self.entries, part)):
-                    if name[:2] == part and is_entry_name(name):
-                        yield name
 
 
 class Space:
@@ -232,7 +200,7 @@ class Space:
             self._flush()
             with self._ledger.transaction():
                 self._reap()
-                found = self._differences(mend=True)
+                found = differences(self._folder, self._ledger, self._limit, mend=True)
         return found
 
     def check(self) -> list[str]:
@@ -240,7 +208,7 @@ class Space:
         with self._lock:
             self._flush()
             with self._ledger.transaction():
-                return self._differences(mend=False)
+                return differences(self._folder, self._ledger, self._limit, mend=False)
 
     # -- under the lock -----------------------------------------------------------------------
 
@@ -419,62 +387,5 @@ class Space:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(self._folder.entry(row.name))
                 self._ledger.remove([row.name])
-        self._differences(mend=True)
+        differences(self._folder, self._ledger, self._limit, mend=True)
         self._ledger.note_fact("boot", boot)
-
-    def _differences(self, *, mend: bool) -> list[str]:
-        """Within a transaction: compare both ways; ``mend`` makes the disk and the rows agree."""
-        # The disk is listed before the journals are read: what appears meanwhile is noted first.
-        on_disk = set(self._folder.entry_names())
-        leases = set(os.listdir(self._folder.leases))
-        noted: set[str] = set()
-        for lease in leases:
-            noted.update(journal_of(os.path.join(self._folder.leases, lease)))
-        rows = {row.name: row for row in self._ledger.rows()}
-        found, wrong = self._wrong_rows(rows, noted)
-        for name in on_disk - rows.keys() - noted:
-            found.append(f"entry {name} is on the disk but not recorded")
-            wrong.add(name)
-        found += self._wrong_reservations(leases)
-        kept = self._ledger.counted()
-        if kept != (sum(row.size for row in rows.values()), len(rows)):
-            found.append(f"totals say {kept[1]} entries, {kept[0]} bytes; the rows say otherwise")
-        if self._limit is not None and self._ledger.total_bytes() > self._limit:
-            found.append(f"{self._ledger.total_bytes()} bytes are over the limit {self._limit}")
-        if mend:
-            for name in wrong:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(self._folder.entry(name))
-            self._ledger.remove(wrong)
-            for aside in os.listdir(self._folder.aside):
-                if aside.split("-", 1)[0] not in leases:
-                    os.unlink(os.path.join(self._folder.aside, aside))
-        return found
-
-    def _wrong_rows(self, rows: dict[str, Row], noted: set[str]) -> tuple[list[str], set[str]]:
-        found, wrong = [], set()
-        for row in rows.values():
-            try:
-                status = os.stat(self._folder.entry(row.name))
-            except FileNotFoundError:
-                if row.name not in noted:
-                    found.append(f"entry {row.name} ({row.key}) is recorded but not on the disk")
-                    wrong.add(row.name)
-                continue
-            if status.st_size != row.size or not is_sound(status):
-                found.append(f"entry {row.name} ({row.key}) was changed since it was published")
-                wrong.add(row.name)
-        return found, wrong
-
-    def _wrong_reservations(self, leases: set[str]) -> list[str]:
-        found = [
-            f"temporary {aside} belongs to nobody"
-            for aside in os.listdir(self._folder.aside)
-            if aside.split("-", 1)[0] not in leases
-        ]
-        for name, num_bytes in self._ledger.leases().items():
-            if name not in leases:
-                found.append(f"{num_bytes} bytes are reserved by {name}, which is gone")
-            elif num_bytes < 0:
-                found.append(f"the lease {name} holds {num_bytes} bytes")
-        return found

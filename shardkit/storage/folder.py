@@ -1,0 +1,44 @@
+"""Where everything of a cache lies."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+from shardkit.storage.entries import is_entry_name
+
+__all__ = ["Folder"]
+
+
+class Folder:
+    """Paths of a cache: everything it owns lies in one sub-folder of the user's folder."""
+
+    def __init__(self, root: str) -> None:
+        self.root = os.path.join(root, "shardkit-cache-1")
+        self.entries = os.path.join(self.root, "entries")
+        self.aside = os.path.join(self.root, "aside")
+        self.leases = os.path.join(self.root, "leases")
+        self.ledger = os.path.join(self.root, "ledger.sqlite")
+        self.flights = os.path.join(self.root, "flights")
+
+    def make(self) -> None:
+        """Make the folders, all of them at once so that nobody ever meets a missing one."""
+        if os.path.isdir(os.path.join(self.entries, "ff")):
+            return
+        for path in (self.aside, self.leases):
+            os.makedirs(path, exist_ok=True)
+        for first in range(256):
+            os.makedirs(os.path.join(self.entries, f"{first:02x}"), exist_ok=True)
+
+    def entry(self, name: str) -> str:
+        """Return the path of an entry."""
+        return f"{self.entries}/{name[:2]}/{name}"
+
+    def entry_names(self) -> Iterator[str]:
+        """Yield the names of all entries on the disk."""
+        for part in sorted(os.listdir(self.entries)):
+            with contextlib.suppress(NotADirectoryError):
+                for name in os.listdir(os.path.join(self.entries, part)):
+                    if name[:2] == part and is_entry_name(name):
+                        yield name
