@@ -82,22 +82,46 @@ def read_wids(tars: Sequence[str], scratch: str) -> Samples:
 
 
 def read_datasets(tars: Sequence[str], scratch: str) -> Samples:
-    """Hugging Face's webdataset builder; it decodes json and text itself, media on access."""
+    """Hugging Face's webdataset builder; it decodes json and text itself.
+
+    Media are declared as plain bytes: left to itself the builder makes sound its Audio feature,
+    which takes torchcodec and system FFmpeg even to pass bytes through.
+    """
     import datasets
 
     loaded = datasets.load_dataset(
-        "webdataset", data_files={"train": list(tars)}, split="train", cache_dir=scratch
+        "webdataset",
+        data_files={"train": list(tars)},
+        split="train",
+        cache_dir=scratch,
+        features=datasets.Features(_features(tars[0])),
     )
-    media = (datasets.Image, datasets.Audio, datasets.Video)
-    for name, feature in loaded.features.items():
-        if isinstance(feature, media):
-            loaded = loaded.cast_column(name, type(feature)(decode=False))
     return {
         sample["__key__"]: {
             ext: _undecoded(value) for ext, value in sample.items() if not ext.startswith("__")
         }
         for sample in loaded
     }
+
+
+def _features(tar: str) -> dict[str, Any]:
+    """The features of a tar's first sample, media as bytes."""
+    import datasets
+    import pyarrow as pa
+    import webdataset
+
+    first = next(iter(webdataset.WebDataset(tar, shardshuffle=False)))
+    found: dict[str, Any] = {}
+    for name, data in first.items():
+        kind = name.rpartition(".")[2]
+        if kind == "json":
+            schema = pa.Table.from_pylist([{name: json.loads(data)}]).schema
+            found[name] = datasets.Features.from_arrow_schema(schema)[name]
+        elif name in ("__key__", "__url__") or kind == "txt":
+            found[name] = datasets.Value("string")
+        elif not name.startswith("__"):
+            found[name] = datasets.Value("binary")
+    return found
 
 
 def _undecoded(value: Any) -> bytes:
