@@ -33,17 +33,20 @@ def main() -> None:
     print("| shape | numpy | numpy, kept | torch | torch, kept |")
     print("|---|---:|---:|---:|---:|")
     for shape in SHAPES:
-        arrays = [np.ones(shape, np.uint8) for _ in range(BATCH)]
-        tensors = [torch.from_numpy(array) for array in arrays]
-        whole = (BATCH, *shape)
-        cells = [
-            median_ms(lambda: np.stack(arrays)),
-            median_ms(lambda: np.stack(arrays, out=memory.empty(whole))),
-            median_ms(lambda: torch.stack(tensors)),
-            median_ms(lambda: torch.stack(tensors, out=torch.from_numpy(memory.empty(whole)))),
-        ]
-        figures = " | ".join(f"{cell:.2f}" for cell in cells)
+        figures = " | ".join(f"{cell:.2f}" for cell in cells(shape))
         print(f"| {'x'.join(map(str, shape))} | {figures} |")
+
+
+def cells(shape: tuple[int, ...]) -> list[float]:
+    arrays = [np.ones(shape, np.uint8) for _ in range(BATCH)]
+    tensors = [torch.from_numpy(array) for array in arrays]
+    whole = (BATCH, *shape)
+    return [
+        median_ms(lambda: np.stack(arrays)),
+        median_ms(lambda: np.stack(arrays, out=memory.empty(whole))),
+        median_ms(lambda: torch.stack(tensors)),
+        median_ms(lambda: torch.stack(tensors, out=torch.from_numpy(memory.empty(whole)))),
+    ]
 
 
 if __name__ == "__main__":

@@ -171,15 +171,24 @@ class ProcessWorkers:
         """Answer all that a dead worker was asked for."""
         worker.process.join(1.0)
         lost = WorkerLostError(
-            f"{worker.process.name} is dead (exit code {worker.process.exitcode}): killed for want "
-            "of memory, or by a crash in a library; the state has not counted its batches, so "
-            "loader.load_state_dict(loader.state_dict()) continues without loss. Fewer workers "
-            "take less memory"
+            f"{worker.process.name} is dead (exit code {worker.process.exitcode}): "
+            f"{_reason(worker.process.exitcode)}. The state has not counted its batches, so "
+            "loader.load_state_dict(loader.state_dict()) continues without loss"
         )
         lost.__cause__ = error
         while worker.asked:
             ticket, _ = worker.asked.popleft()
             self._replies[ticket] = lost
+
+
+def _reason(exitcode: int | None) -> str:
+    """What usually ends a process so."""
+    if exitcode == 1:
+        return (
+            "it could not start, and wrote why to the standard error; a script that starts "
+            'processes runs its own part under `if __name__ == "__main__":`'
+        )
+    return "killed for want of memory (fewer workers take less), or by a crash in a library"
 
 
 def _preload(start: Any) -> None:

@@ -19,7 +19,7 @@ from multiprocessing.reduction import send_handle
 from shardkit.errors import ShardkitError
 from shardkit.loader.segments import Parcel, Writer
 from shardkit.loader.stats import CacheCounts, counts_of
-from shardkit.loader.work import BatchMaker, Made
+from shardkit.loader.work import BatchMaker, Made, keep_memory
 
 __all__ = ["Reply", "serve"]
 
@@ -42,6 +42,7 @@ def serve(
     """Make batches until the consumer is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the consumer, which ends us
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    keep_memory()
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.set_num_threads(1)  # as torch's own workers: the cores are shared by them all

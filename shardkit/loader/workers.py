@@ -18,7 +18,7 @@ from typing import Protocol
 
 from shardkit.loader.plan import Job
 from shardkit.loader.stats import CacheCounts
-from shardkit.loader.work import BatchMaker, Made
+from shardkit.loader.work import BatchMaker, Made, keep_memory
 
 __all__ = ["InlineWorkers", "ThreadWorkers", "Workers"]
 
@@ -82,24 +82,25 @@ class ThreadWorkers:
 
     They are daemons that know only their queue, and end between two samples: at ``close``, when
     this object is dropped, or when the interpreter ends.
+
+    Where samples leave as the source gives them there is nothing to decode, and slices of a map
+    hold the interpreter: a second thread then only makes malloc give memory back and fault it in
+    again (docs/decisions/602). So it is started only if putting batches together takes the most
+    time.
     """
 
     def __init__(self, maker: BatchMaker, num_workers: int) -> None:
+        keep_memory()
+        self._maker = maker
+        self._num_workers = num_workers
         self._jobs: _Jobs = queue.SimpleQueue()
         self._asked: deque[Future[Made]] = deque()
-        stopped = threading.Event()
-        threads = [
-            threading.Thread(
-                target=_work,
-                args=(maker, self._jobs, stopped),
-                name=f"shardkit-loader-{number}",
-                daemon=True,
-            )
-            for number in range(num_workers)
-        ]
-        self._end = weakref.finalize(self, _stop, os.getpid(), self._jobs, stopped, threads)
-        for thread in threads:
-            thread.start()
+        self._stopped = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._end = weakref.finalize(
+            self, _stop, os.getpid(), self._jobs, self._stopped, self._threads
+        )
+        self._start_threads(1 if maker.only_reads else num_workers)
 
     def submit(self, job: Job) -> None:
         """See ``Workers``."""
@@ -109,7 +110,10 @@ class ThreadWorkers:
 
     def take(self) -> Made:
         """See ``Workers``."""
-        return self._asked.popleft().result()
+        made = self._asked.popleft().result()
+        if len(self._threads) < self._num_workers and made.times.collate > made.times.fetch:
+            self._start_threads(self._num_workers)
+        return made
 
     def cache_counts(self) -> CacheCounts:
         """See ``Workers``."""
@@ -119,6 +123,17 @@ class ThreadWorkers:
         """See ``Workers``."""
         self._asked.clear()
         self._end()
+
+    def _start_threads(self, count: int) -> None:
+        for number in range(len(self._threads), count):
+            thread = threading.Thread(
+                target=_work,
+                args=(self._maker, self._jobs, self._stopped),
+                name=f"shardkit-loader-{number}",
+                daemon=True,
+            )
+            self._threads.append(thread)
+            thread.start()
 
 
 def _work(maker: BatchMaker, jobs: _Jobs, stopped: threading.Event) -> None:

@@ -119,6 +119,8 @@ class SampleStream:
                     yield self._failed(groups[slot], rows[slot], error)
                 else:
                     yield made
+            else:
+                next(samples, None)  # let the source end: it notes what it has proved
 
     def _made(
         self, found: Sample | list[Sample], exts: Sequence[str], seed: int, spent: StageTimes
