@@ -169,7 +169,7 @@ class TestState:
                 assert epoch_of(fresh) == batches[done:]
             assert epoch_of(fresh) == after
 
-    @settings(max_examples=20, deadline=None)
+    @settings(max_examples=10, deadline=None)
     @given(
         legs=st.lists(st.tuples(st.integers(1, 4), st.integers(0, 4)), min_size=1, max_size=4),
         by=st.sampled_from(["sample", "batch"]),
