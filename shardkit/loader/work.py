@@ -156,11 +156,13 @@ class BatchMaker:
     ) -> list[Sample]:
         """The samples of a plain part, in order."""
         stream = self.feeds[part.stream].stream
-        began, samples = time.perf_counter(), []
+        began, computed, samples = time.perf_counter(), time.thread_time(), []
         for sample in stream.raw(part.ids):
             _check(is_cancelled)
             samples.append(sample)
-        times.fetch += time.perf_counter() - began
+        spent = time.perf_counter() - began
+        times.fetch += spent
+        times.waiting += max(0.0, spent - (time.thread_time() - computed))
         exts = stream.source.exts
         times.num_bytes += sum(num_bytes_of(sample, exts) for sample in samples)
         return samples

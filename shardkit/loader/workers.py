@@ -19,12 +19,16 @@ from typing import Protocol
 from shardkit.loader.plan import Job
 from shardkit.loader.stats import CacheCounts
 from shardkit.loader.work import BatchMaker, Made, keep_memory
+from shardkit.samples.maker import StageTimes
 
 __all__ = ["InlineWorkers", "ThreadWorkers", "Workers"]
 
 _CLOSE_S = 0.4
 """How long closing waits for threads. One that sits in a decoder or a socket ends by itself when
 its sample is done; it is a daemon, and nobody waits for what it makes."""
+
+_LOOKED_AT = 8
+"""Batches after which one thread is judged: the first ones open shards."""
 
 _Jobs = queue.SimpleQueue[tuple["Future[Made]", Job] | None]
 
@@ -84,9 +88,9 @@ class ThreadWorkers:
     this object is dropped, or when the interpreter ends.
 
     Where samples leave as the source gives them there is nothing to decode, and slices of a map
-    hold the interpreter: a second thread then only makes malloc give memory back and fault it in
-    again (docs/decisions/602). So it is started only if putting batches together takes the most
-    time.
+    hold the interpreter: a second thread only adds hand-overs (docs/decisions/602). So one begins
+    alone, and the others are started if it turns out to wait for bytes, or to collate, for most of
+    its time.
     """
 
     def __init__(self, maker: BatchMaker, num_workers: int) -> None:
@@ -100,6 +104,7 @@ class ThreadWorkers:
         self._end = weakref.finalize(
             self, _stop, os.getpid(), self._jobs, self._stopped, self._threads
         )
+        self._times, self._num_taken = StageTimes(), 0
         self._start_threads(1 if maker.only_reads else num_workers)
 
     def submit(self, job: Job) -> None:
@@ -111,8 +116,8 @@ class ThreadWorkers:
     def take(self) -> Made:
         """See ``Workers``."""
         made = self._asked.popleft().result()
-        if len(self._threads) < self._num_workers and made.times.collate > made.times.fetch:
-            self._start_threads(self._num_workers)
+        if len(self._threads) < self._num_workers:
+            self._look_at(made.times)
         return made
 
     def cache_counts(self) -> CacheCounts:
@@ -123,6 +128,15 @@ class ThreadWorkers:
         """See ``Workers``."""
         self._asked.clear()
         self._end()
+
+    def _look_at(self, times: StageTimes) -> None:
+        """Start the other threads once one alone has shown that they would help."""
+        self._times.add(times)
+        self._num_taken += 1
+        total = self._times
+        reads_only = total.collate + total.waiting < total.fetch - total.waiting
+        if self._num_taken >= _LOOKED_AT and not reads_only:
+            self._start_threads(self._num_workers)
 
     def _start_threads(self, count: int) -> None:
         for number in range(len(self._threads), count):

@@ -25,6 +25,7 @@ class StageTimes:
     transform: float = 0.0
     collate: float = 0.0
     num_bytes: int = 0  # of the members that were read
+    waiting: float = 0.0  # of ``fetch``, in which nothing was computed; where it was measured
 
     def add(self, other: StageTimes) -> None:
         """Add what another worker spent."""
@@ -33,6 +34,7 @@ class StageTimes:
         self.transform += other.transform
         self.collate += other.collate
         self.num_bytes += other.num_bytes
+        self.waiting += other.waiting
 
 
 class SampleMaker:

@@ -90,6 +90,7 @@ class ShardSource:
         if sparse is not None and self._is_far(0):  # local shards are read where they lie
             self._sparse |= sparse
         self._fetcher: ShardFetcher | None = None  # made in the process that needs it
+        self._num_ahead = 0  # blocks of ``ahead`` so far; guarded by _lock
         self._open: OrderedDict[int, OpenShard] = OrderedDict()  # guarded by _lock
         self._opening: dict[int, threading.Lock] = {}  # one opener a shard; guarded by _lock
         self._layouts: OrderedDict[int, ShardLayout] = OrderedDict()  # guarded by _lock
@@ -245,11 +246,15 @@ class ShardSource:
             yield
             return
         fetcher = self._own_fetcher()
+        with self._lock:
+            self._num_ahead += 1
+            number = self._num_ahead
         fetcher.schedule(self._requests(places))
         try:
             yield
         finally:
-            fetcher.schedule(())
+            if number == self._num_ahead:  # else the next epoch has begun, and goes on
+                fetcher.schedule(())
 
     def _requests(self, places: Iterator[Places]) -> Iterator[Request]:
         """Each shard once, by first need, but for those that are open already."""

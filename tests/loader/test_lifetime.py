@@ -218,3 +218,41 @@ def test_a_forked_child_leaves_its_parents_workers_alone() -> None:
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         assert len(list(running)) == len(loader) - 1
         assert len(first["number"]) == 8
+
+
+class TestThreadsAsNeeded:
+    """Where there is nothing to do but read, threads beyond the first come when they help."""
+
+    def started(self, **options: Any) -> int:
+        dataset = numbers(400)
+        slow = options.pop("slow", 0.0)
+        source: Any = dataset.stream.source
+        read = source.read
+
+        def slowly(*arguments: Any) -> Any:
+            for sample in read(*arguments):
+                time.sleep(slow)
+                yield sample
+
+        source.read = slowly if slow else read
+        with DataLoader(dataset, 8, num_workers=3, **options) as loader:
+            batches_of(loader)
+            return num_threads()
+
+    def test_one_reads_from_memory(self) -> None:
+        assert self.started(collate_fn=few) == 1
+
+    def test_all_read_where_reading_waits(self) -> None:
+        assert self.started(slow=0.001) == 3
+
+    def test_all_work_where_collating_takes_long(self) -> None:
+        assert self.started(collate_fn=slow_collate) == 3
+
+
+def few(samples: Any) -> dict[str, Any]:
+    return {"number": [sample["number"] for sample in samples]}
+
+
+def slow_collate(samples: Any) -> dict[str, Any]:
+    time.sleep(0.003)
+    return few(samples)

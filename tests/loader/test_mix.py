@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shardkit import DataLoader, Mix, Stream
+from shardkit import DataLoader, Mix, ShardDataset, Stream, StreamingDataset
 from shardkit.errors import ConfigError, StateError
 from shardkit.world import World
+from tests.dataset.photos import Packed
 from tests.loader.numbers import numbers
 
 WORLD = World()
@@ -306,3 +307,24 @@ class TestArguments:
             running = iter(loader)
             next(running)
             assert [source.num_ahead for source in sources] == [[60], [40]]
+
+
+def test_packed_shards_and_raw_files_mix_and_resume(packed: Packed) -> None:
+    def make() -> DataLoader:
+        mix = Mix(
+            {
+                "packed": (ShardDataset(packed.url, members=["cls"]), 1),
+                "raw": (StreamingDataset(packed.index, columns_to_load=["cls_path"]), 1),
+            }
+        )
+        return DataLoader(mix, 10, num_workers=2)
+
+    with make() as loader:
+        running = iter(loader)
+        first = [batch["__key__"] for _, batch in zip(range(7), running, strict=False)]
+        state = json.loads(json.dumps(loader.state_dict()))
+        rest = [batch["__key__"] for batch in running]
+    assert len(first) + len(rest) == 20
+    with make() as fresh:
+        fresh.load_state_dict(state)
+        assert [batch["__key__"] for batch in fresh] == rest

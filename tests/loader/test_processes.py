@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -232,7 +233,7 @@ class TestDeath:
                 seen += numbers_of(batch)
         assert Counter(seen) == Counter(range(400))
 
-    def test_workers_end_when_the_consumer_is_killed(self) -> None:
+    def test_workers_end_when_the_consumer_is_killed(self, tmp_path: Path) -> None:
         child = os.fork()
         if child == 0:
             loader = processes(
@@ -240,14 +241,10 @@ class TestDeath:
             )
             running = iter(loader)
             next(running)
-            with open(f"/tmp/shardkit-test-{os.getpid()}", "w", encoding="ascii") as file:
-                file.write(" ".join(map(str, pids_of(loader))))
+            (tmp_path / "pids").write_text(" ".join(map(str, pids_of(loader))))
             os.kill(os.getpid(), signal.SIGKILL)
         os.waitpid(child, 0)
-        path = f"/tmp/shardkit-test-{child}"
-        with open(path, encoding="ascii") as file:
-            pids = [int(pid) for pid in file.read().split()]
-        os.unlink(path)
+        pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
         assert len(pids) == 2
         deadline = time.monotonic() + 20
         while any(os.path.exists(f"/proc/{pid}") for pid in pids):
