@@ -131,7 +131,8 @@ print(json.dumps(dist.is_initialized()))
 
 
 def test_a_spawned_worker_keeps_its_rank_and_learns_its_number() -> None:
-    torch_data = pytest.importorskip("torch.utils.data")
+    import torch.utils.data as torch_data
+
     loader = torch_data.DataLoader(
         InWorker(World(rank=2, world_size=4)),
         batch_size=None,

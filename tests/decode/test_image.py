@@ -195,7 +195,8 @@ def test_what_will_be_scaled_down_is_decoded_faster_and_looks_the_same() -> None
 
 
 def test_decoder_options() -> None:
-    torch = pytest.importorskip("torch")
+    import torch
+
     data = media.jpeg()
     pixels = decode_image(data)
     tensor = image_decoder(layout="CHW", output="torch")(data)

@@ -36,7 +36,8 @@ def test_memory_in_use_is_not_handed_out_again(derive) -> None:
 
 
 def test_a_tensor_keeps_its_memory() -> None:
-    torch = pytest.importorskip("torch")
+    import torch
+
     pool = BlockPool()
     array = pool.empty(SHAPE)
     array[...] = 7

@@ -45,6 +45,7 @@ class TestStats:
         # One process may take longer to start than these naps are: that is the hand-over.
         slow = {"transform"} if kind[0] == "threads" else {"transform", "hand-over"}
         assert stats["bottleneck"] in slow
+        assert "workers" in str(stats["advice"])
         assert json.dumps(stats)
 
     @pytest.mark.parametrize(
