@@ -9,6 +9,7 @@ import pytest
 
 ROOMS = (
     "errors",
+    "executors",
     "format",
     "storage",
     "index",
@@ -62,9 +63,6 @@ def test_order_is_pure_numpy(path: Path) -> None:
         assert first not in {"torch", "pyarrow", "time", "random", "duckdb"}, f"{path}: {name}"
 
 
-@pytest.mark.parametrize("library", ["ray"])
-def test_only_the_executors_know_ray(library: str) -> None:
-    users = [
-        path.name for path in MODULES if library in {n.split(".")[0] for n in imports_of(path)}
-    ]
-    assert set(users) <= {"executors.py", "ray_executor.py"}
+def test_one_module_knows_ray() -> None:
+    users = {path for path in MODULES if "ray" in {n.split(".")[0] for n in imports_of(path)}}
+    assert users <= {PACKAGE / "executors" / "ray_executor.py"}

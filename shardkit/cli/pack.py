@@ -14,9 +14,9 @@ from shardkit.cli.arguments import (
 )
 from shardkit.cli.echo import echo
 from shardkit.cli.progress import progress_bar
+from shardkit.executors import LocalExecutor
 from shardkit.format.sizes import show_size
 from shardkit.pack import PackSummary, open_for_pack, pack_index
-from shardkit.pack.executors import LocalExecutor
 from shardkit.pack.plan import DEFAULT_SHARD_SIZE, PackOptions
 
 __all__ = ["add_arguments", "run"]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from tqdm import tqdm
 
-from shardkit.pack.executors import Report
+from shardkit.executors import Report
 
 __all__ = ["progress_bar"]
 

@@ -18,9 +18,9 @@ from shardkit.cli.arguments import (
 from shardkit.cli.echo import echo, echo_error
 from shardkit.cli.progress import progress_bar
 from shardkit.errors import ConfigError
+from shardkit.executors import LocalExecutor
 from shardkit.format.sizes import show_size
 from shardkit.pack import open_for_pack, repair_shards, verify
-from shardkit.pack.executors import LocalExecutor
 
 __all__ = ["add_arguments", "run"]
 

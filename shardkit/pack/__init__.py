@@ -5,8 +5,8 @@
 The rest are the pieces that the command line puts together.
 """
 
+from shardkit.executors import Executor, LocalExecutor
 from shardkit.pack.api import open_for_pack, pack, verify
-from shardkit.pack.executors import Executor, LocalExecutor
 from shardkit.pack.plan import PackOptions
 from shardkit.pack.run import PackSummary, pack_index
 from shardkit.pack.verify import VerifyReport, repair_shards

@@ -7,9 +7,9 @@ from typing import Any
 
 from braceexpand import braceexpand
 
+from shardkit.executors import Executor, LocalExecutor, Report, nothing
 from shardkit.index.index import Index
 from shardkit.index.open import open_index
-from shardkit.pack.executors import Executor, LocalExecutor, Report, nothing
 from shardkit.pack.output import Output, check_writable
 from shardkit.pack.plan import PackOptions
 from shardkit.pack.run import PackSummary, pack_index

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 import pyarrow as pa
 
 from shardkit.errors import ConfigError
+from shardkit.executors import Executor, Report, nothing
 from shardkit.format.manifest import (
     FAILED_NAME,
     MANIFEST_NAME,
@@ -23,7 +24,6 @@ from shardkit.format.manifest import (
 from shardkit.format.sidecar import ShardRecord
 from shardkit.format.tar import checksum
 from shardkit.index.index import Index
-from shardkit.pack.executors import Executor, Report, nothing
 from shardkit.pack.output import PLAN_NAME, Output, check_writable
 from shardkit.pack.plan import PackOptions, Plan, make_plan
 from shardkit.pack.write import finished_shard, shard_task

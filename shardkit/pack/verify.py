@@ -13,12 +13,12 @@ from typing import IO
 import pyarrow as pa
 
 from shardkit.errors import ConfigError, CorruptError, NotFoundError
+from shardkit.executors import Executor, Report, nothing
 from shardkit.format.sidecar import ShardRecord
 from shardkit.index.index import Index
 from shardkit.index.open import open_index
 from shardkit.index.shards import PackedDataset
 from shardkit.pack.check import Problem, check_lone_tar, check_shard
-from shardkit.pack.executors import Executor, Report, nothing
 from shardkit.pack.output import Output
 from shardkit.pack.plan import Plan
 from shardkit.pack.write import shard_task

@@ -9,13 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shardkit.errors import CorruptError
+from shardkit.executors import Report
 from shardkit.format.manifest import idx_name, sidecar_name
 from shardkit.format.sidecar import ShardRecord, encode_offsets, encode_sidecar, sidecar_record
 from shardkit.format.tar import checksum
 from shardkit.index.index import Index
 from shardkit.index.rows import Rows
 from shardkit.pack.body import ShardBody
-from shardkit.pack.executors import Report
 from shardkit.pack.output import Output
 from shardkit.pack.plan import Plan
 from shardkit.pack.rows import rows_in_order, rows_shuffled

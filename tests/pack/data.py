@@ -100,6 +100,6 @@ def workers_alive() -> list[int]:
     found = []
     for process in psutil.Process().children():
         with contextlib.suppress(psutil.Error):  # it has just ended
-            if "shardkit.pack" in " ".join(process.cmdline()):
+            if "shardkit.executors" in " ".join(process.cmdline()):
                 found.append(process.pid)
     return found

@@ -25,7 +25,9 @@ from shardkit.errors import ShardkitError
 
 __all__ = ["Done", "Failed", "Progress", "Worker", "start_worker", "work"]
 
-_START = "import sys; sys.path[:] = {path!r}; from shardkit.pack.workers import work; work({fds})"
+_START = (
+    "import sys; sys.path[:] = {path!r}; from shardkit.executors.workers import work; work({fds})"
+)
 
 
 @dataclass(frozen=True, slots=True)

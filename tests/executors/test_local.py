@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from shardkit.errors import ConfigError, NotFoundError
-from shardkit.pack.executors import LocalExecutor, WorkerLostError, nothing
+from shardkit.executors import LocalExecutor, WorkerLostError, nothing
 from tests.pack.data import workers_alive
 
 Report = Callable[[int, int], None]
@@ -93,8 +93,8 @@ def test_workers_die_with_their_parent(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         "import time\n"
-        "from tests.pack.test_executors import Sleeps\n"
-        "from shardkit.pack.executors import LocalExecutor, nothing\n"
+        "from tests.executors.test_local import Sleeps\n"
+        "from shardkit.executors import LocalExecutor, nothing\n"
         "list(LocalExecutor(2).run(Sleeps(), range(8), lambda *a: print('up', flush=True)))\n"
     )
     root = Path(__file__).parents[2]

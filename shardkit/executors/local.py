@@ -1,8 +1,4 @@
-"""Who runs a plan's shards: this process, or one process per core of this machine.
-
-An executor takes a picklable task and item numbers, and yields what the task returns as it ends.
-It knows nothing of what the task does.
-"""
+"""Who runs a plan's shards: this process, or one process per core of this machine."""
 
 from __future__ import annotations
 
@@ -10,50 +6,21 @@ import contextlib
 import os
 import pickle
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Collection, Iterable, Iterator
 from multiprocessing.connection import Connection, wait
-from typing import Protocol, TypeVar, cast
+from typing import TypeVar, cast
 
 from shardkit.errors import ConfigError, ShardkitError
-from shardkit.pack.workers import Done, Failed, Progress, Worker, start_worker
+from shardkit.executors.protocol import Report, Task
+from shardkit.executors.workers import Done, Failed, Progress, Worker, start_worker
 
-__all__ = ["Executor", "LocalExecutor", "Report", "Task", "WorkerLostError", "nothing", "num_cores"]
+__all__ = ["LocalExecutor", "WorkerLostError", "num_cores"]
 
-Report = Callable[[int, int], None]
-"""Called with the samples and bytes done since the last call."""
+R = TypeVar("R")
 
 _MAX_LOSSES = 3
 """Workers killed in a row, with nothing finished between, before a run gives up: what kills one
 worker after the other (memory that is too small) would kill the next one too."""
-
-
-def nothing(samples: int, num_bytes: int) -> None:
-    """The progress report nobody reads."""
-
-
-R_co = TypeVar("R_co", covariant=True)
-R = TypeVar("R")
-
-
-class Task(Protocol[R_co]):
-    """Work on one numbered item. Picklable; deterministic; safe to repeat after a kill."""
-
-    def __call__(self, item: int, report: Report) -> R_co:
-        """Do item ``item`` whole, and say so."""
-        ...
-
-
-class Executor(Protocol):
-    """Runs tasks. ``run`` yields results in any order; the first error stops the rest."""
-
-    def ready(self) -> AbstractContextManager[object]:
-        """Within this block a ``run`` may be expected: time to start what is slow to start."""
-        ...
-
-    def run(self, task: Task[R], items: Iterable[int], report: Report) -> Iterator[R]:
-        """Yield ``task(item)`` for every item as it ends."""
-        ...
 
 
 class WorkerLostError(ShardkitError, RuntimeError):
