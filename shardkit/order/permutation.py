@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -47,10 +48,20 @@ class Permutation:
         """Map values in [0, size): int64, the shape of ``values``."""
         if self._table is not None:
             return self._table[values]
-        mapped = self._encrypt(values)
+        return self._walk(values, self._encrypt)
+
+    def inverse(self, values: npt.NDArray[np.int64]) -> Int64Array:
+        """Map back: ``inverse(permutation(values))`` is ``values``."""
+        if self._table is not None:
+            return np.argsort(self._table, kind="stable")[values]
+        return self._walk(values, self._decrypt)
+
+    def _walk(self, values: Int64Array, step: Callable[[Int64Array], Int64Array]) -> Int64Array:
+        """Take steps until every value is inside."""
+        mapped = step(values)
         outside = np.flatnonzero(mapped >= self.size)
         while outside.size:
-            walked = self._encrypt(mapped[outside])
+            walked = step(mapped[outside])
             mapped[outside] = walked
             outside = outside[walked >= self.size]
         return mapped
@@ -66,8 +77,25 @@ class Permutation:
         right += left
         return right
 
+    def _decrypt(self, values: Int64Array) -> Int64Array:
+        right, left = np.divmod(values, self._num_left)
+        for number in reversed(range(_NUM_ROUNDS)):
+            if number % 2:
+                _subtract_hash(right, left, self._keys[number], self._num_right)
+            else:
+                _subtract_hash(left, right, self._keys[number], self._num_left)
+        right *= self._num_left
+        right += left
+        return right
+
 
 def _add_hash(values: Int64Array, others: Int64Array, key: int, modulus: int) -> None:
     """Add a hash of the others to the values, modulo ``modulus``, in place."""
     values += below(hash_counters(others, key), modulus)
     values -= modulus * (values >= modulus)
+
+
+def _subtract_hash(values: Int64Array, others: Int64Array, key: int, modulus: int) -> None:
+    """Undo ``_add_hash``."""
+    values -= below(hash_counters(others, key), modulus)
+    values += modulus * (values < 0)

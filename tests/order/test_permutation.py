@@ -19,6 +19,14 @@ def test_a_permutation_has_every_value_once(size: int) -> None:
     assert np.array_equal(np.sort(mapped), np.arange(size))
 
 
+@pytest.mark.parametrize("size", [1, 2, 101, 4096, 4097, 65_537, 1_000_003])
+def test_the_inverse_leads_back(size: int) -> None:
+    values = np.arange(size)
+    permutation = Permutation(size, 7)
+    assert np.array_equal(permutation.inverse(permutation(values)), values)
+    assert np.array_equal(values, np.arange(size)), "what was given is left as it was"
+
+
 @given(st.integers(1, 2**62), st.integers(0, 2**64 - 1), st.data())
 def test_a_huge_permutation_stays_in_its_domain_and_is_injective(
     size: int, key: int, data: st.DataObject
@@ -28,6 +36,7 @@ def test_a_huge_permutation_stays_in_its_domain_and_is_injective(
     assert mapped.min() >= 0
     assert mapped.max() < size
     assert len(set(mapped.tolist())) == len(values)
+    assert Permutation(size, key).inverse(mapped).tolist() == values
 
 
 def test_all_permutations_of_four_values_are_equally_likely() -> None:
