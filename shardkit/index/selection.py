@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from xxhash import xxh3_128
 
 from shardkit.errors import IndexDataError
+from shardkit.index.scratch import Scratch
 
-__all__ = ["Selection"]
+__all__ = ["Selection", "keep_selection"]
+
+_READ_BYTES = 8 << 20
 
 
 class Selection:
@@ -64,3 +69,45 @@ class Selection:
                     "again (and give scratch= a folder that stays and that every node sees)"
                 ) from error
         return self._bits
+
+
+def keep_selection(
+    scratch: Scratch,
+    name: str,
+    raw_counts: npt.NDArray[np.int64],
+    make: Callable[[], Iterator[npt.NDArray[np.bool_]]],
+) -> Selection:
+    """The selection that is kept in ``scratch`` under a name, which says all that decides it.
+
+    If it is not there yet, ``make`` yields whether each row takes part, group by group.
+    """
+
+    def fill(part: str) -> None:
+        with open(part, "wb") as file:
+            file.writelines(np.packbits(taken, bitorder="little").tobytes() for taken in make())
+
+    path = scratch.keep(f"{name}.bits", fill)
+    digest = xxh3_128()
+    counts = np.zeros(len(raw_counts), dtype=np.int64)
+    with open(path, "rb") as file:
+        for first, stop in _runs((raw_counts + 7) // 8):
+            widths = (raw_counts[first:stop] + 7) // 8
+            data = file.read(int(widths.sum()))
+            digest.update(data)
+            ones = np.bitwise_count(np.frombuffer(data, dtype=np.uint8))
+            before = np.concatenate([[0], np.cumsum(ones, dtype=np.int64)])
+            ends = np.cumsum(widths)
+            counts[first:stop] = before[ends] - before[ends - widths]
+    return Selection(path, raw_counts, counts, digest.hexdigest())
+
+
+def _runs(widths: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """Runs of groups of some MB, at least one group each."""
+    ends = np.cumsum(widths)
+    first = 0
+    while first < len(widths):
+        before = int(ends[first - 1]) if first else 0
+        stop = int(np.searchsorted(ends, before + _READ_BYTES, side="right"))
+        stop = max(stop, first + 1)
+        yield first, stop
+        first = stop

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -11,15 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 from xxhash import xxh3_128
 
 from shardkit.errors import ConfigError, IndexDataError
 from shardkit.format.keys import fit_key
-from shardkit.format.sidecar import KEY
+from shardkit.index.chosen import chosen_rows
 from shardkit.index.groups import Groups
 from shardkit.index.scratch import Scratch
-from shardkit.index.where import select_rows
 from shardkit.order.selection import (
     Selection,
     copies_of,
@@ -29,8 +26,6 @@ from shardkit.order.selection import (
 )
 
 __all__ = ["Chosen", "Weights", "select"]
-
-logger = logging.getLogger(__name__)
 
 Weights = str | Callable[[pa.Table], npt.ArrayLike]
 
@@ -129,33 +124,17 @@ def _copies(
     groups: Groups, counts: npt.NDArray[np.int64], chosen: Chosen, scratch: Scratch
 ) -> Iterator[npt.NDArray[np.int64]]:
     """How often each row takes part, group by group."""
-    filtered = None if chosen.where is None else select_rows(groups, chosen.where, scratch)
-    excluded = pa.array(sorted(chosen.exclude), pa.string())
-    num_found = 0
     starts = np.cumsum(counts) - counts
-    for group, count in enumerate(counts.tolist()):
-        copies = np.ones(count, dtype=np.int64)
+    left = chosen_rows(groups, chosen.where, frozenset(chosen.exclude), scratch)
+    for group, is_left in enumerate(left):
+        copies = np.ones(len(is_left), dtype=np.int64)
         if chosen.weights is not None:
             weights = _weights(groups, group, chosen.weights)
             copies = copies_of(weights, seed=chosen.seed, start=int(starts[group]))
-        if filtered is not None:
-            left_out = np.ones(count, dtype=bool)
-            left_out[filtered.rows(group)] = False
-            copies[left_out] = 0
-        if len(excluded):
-            keys = groups.read(group, [KEY]).column(KEY)
-            gone = pc.is_in(keys, value_set=excluded).to_numpy()
-            num_found += int(gone.sum())
-            copies[gone] = 0
+        copies[~is_left] = 0
         if chosen.first is not None:
             copies[max(0, chosen.first - int(starts[group])) :] = 0
         yield copies
-    if num_found < len(excluded):
-        logger.warning(
-            "%d of %d keys to exclude are keys of no sample",
-            len(excluded) - num_found,
-            len(excluded),
-        )
 
 
 def _weights(groups: Groups, group: int, weights: Weights) -> npt.NDArray[np.float64]:
