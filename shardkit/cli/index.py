@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import os
-from concurrent.futures import ProcessPoolExecutor
 
 from shardkit.cli.arguments import (
     add_index_arguments,
@@ -15,6 +12,7 @@ from shardkit.cli.arguments import (
 )
 from shardkit.cli.echo import echo
 from shardkit.cli.progress import progress_bar
+from shardkit.executors import LocalExecutor
 from shardkit.index import open_index, write_index
 from shardkit.index.names import MEDIA_TYPES
 from shardkit.storage.store import open_store
@@ -45,18 +43,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Open, say what was found, check the keys, write."""
     store = open_store(storage_options(args))
-    workers = args.workers or os.cpu_count() or 1
-    context = multiprocessing.get_context("forkserver")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        index = open_index(
-            args.source,
-            store=store,
-            scratch=args.scratch,
-            data_type=args.data_type,
-            folder_as=args.folder_as,
-            executor=pool if workers > 1 else None,
-            **index_arguments(args),
-        )
+    executor = LocalExecutor(args.workers)
+    index = open_index(
+        args.source,
+        store=store,
+        scratch=args.scratch,
+        data_type=args.data_type,
+        folder_as=args.folder_as,
+        executor=executor if executor.num_workers > 1 else None,
+        **index_arguments(args),
+    )
     echo(index.describe())
     if args.out is None:
         return 0

@@ -6,7 +6,6 @@ import itertools
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Executor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from xxhash import xxh3_128_hexdigest
 
 from shardkit.errors import ConfigError, IndexDataError
+from shardkit.executors import Executor
 from shardkit.format.sidecar import KEY
 from shardkit.index.arrows import arrow_tables, as_table
 from shardkit.index.csvs import csv_tables
@@ -25,6 +25,7 @@ from shardkit.index.jsons import json_tables
 from shardkit.index.listing import Grouping, listing_tables
 from shardkit.index.names import INDEX_EXTS, index_ext
 from shardkit.index.parquet import open_parquet, parquet_tables
+from shardkit.index.places import ShardPlaces
 from shardkit.index.scratch import Scratch
 from shardkit.index.sources import Source, identify
 from shardkit.index.spool import Spool, Write, keep_tables, keep_unnamed
@@ -171,8 +172,8 @@ class _Opener:
         if max_files is not None:
             found = replace(found, files=found.files[:max_files])
         if found.kind == "packed":
-            packed, manifest = open_packed(self.store, found.root)
-            return _Opened(packed, left_out=manifest.metadata_ext)
+            places = ShardPlaces.open(found.root, self.store)
+            return _Opened(open_packed(places), left_out=places.manifest.metadata_ext)
         if found.kind == "tars":
             tars = open_tars(self.store, found.files, self.scratch, executor=self.executor)
             return _Opened(tars)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,19 +15,21 @@ import pyarrow as pa
 from xxhash import xxh3_128_hexdigest
 
 from shardkit.errors import CorruptError, IndexDataError
-from shardkit.format.manifest import MANIFEST_NAME, SHARDS_NAME, Manifest, sidecar_name
+from shardkit.executors import Executor, Report, nothing
+from shardkit.format.adopted import layout_xxh3
+from shardkit.format.manifest import fingerprint
 from shardkit.format.sidecar import KEY, MEMBER_TYPE, metadata_names
 from shardkit.index.columns import URL_COLUMN
-from shardkit.index.groups import hash_batches
 from shardkit.index.kept import Kept
 from shardkit.index.parquet import ParquetFile, ParquetGroups, ParquetLayout, read_schema
+from shardkit.index.places import ShardPlaces
 from shardkit.index.scratch import Scratch
 from shardkit.index.streams import codec_of, open_stream
 from shardkit.index.tars import TarScan, scan_tar
 from shardkit.storage.protocol import ObjectInfo, Store
 from shardkit.storage.urls import is_local, local_path
 
-__all__ = ["ScannedTar", "TarGroups", "open_packed", "open_tars", "scan_tars"]
+__all__ = ["ScannedTar", "TarGroups", "fingerprint_of", "open_packed", "open_tars", "scan_tars"]
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +38,7 @@ _KEPT_TABLES = 256  # views of mapped scans, ~1 KB each
 _FAR_JUMP = 1 << 20  # bytes that a request of ~10 ms costs at ~100 MB/s
 _START = "__start__"
 _END, _ENDED, _PACKED, _IDENTITY = b"end", b"ended", b"packed", b"identity"
-_VERSION = "1"  # of what is kept in scratch
+_VERSION = "2"  # of what is kept in scratch
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ class ScannedTar:
         path: of the kept scan, an Arrow file.
         num_samples: in it.
         exts: of its members.
-        identity: hash of keys, places and sizes.
+        identity: checksum of keys, places and sizes, in hexadecimal.
     """
 
     url: str
@@ -87,7 +89,7 @@ class TarGroups:
         self.schema = pa.schema(
             [(KEY, pa.string()), *((ext, MEMBER_TYPE) for ext in exts), (URL_COLUMN, _URL_TYPE)]
         )
-        self.identity = xxh3_128_hexdigest("".join(tar.identity for tar in tars).encode())
+        self.identity = fingerprint_of(tars)
         self._tables: Kept[pa.Table] = Kept(_KEPT_TABLES)
 
     def __reduce__(self) -> tuple[type[TarGroups], tuple[Sequence[ScannedTar]]]:
@@ -114,21 +116,20 @@ class PackedGroups:
 
     in_memory = False
 
-    def __init__(
-        self, sidecars: ParquetGroups, tars: pa.ChunkedArray, folder: str, schema: pa.Schema
-    ) -> None:
+    def __init__(self, sidecars: ParquetGroups, places: ShardPlaces, schema: pa.Schema) -> None:
         self.schema = schema
         self.counts = sidecars.counts
         self.identity = sidecars.identity
         self._sidecars = sidecars
-        self._tars = tars
-        self._folder = folder
+        self._places = places
 
     def __reduce__(self) -> tuple[type[PackedGroups], tuple[Any, ...]]:
-        return PackedGroups, (self._sidecars, self._tars, self._folder, self.schema)
+        return PackedGroups, (self._sidecars, self._places, self.schema)
 
     def read(self, group: int, columns: Sequence[str]) -> pa.Table:
-        """Read the shard's sidecar."""
+        """Read the shard's sidecar; whoever wants the tar's URL will read from the tar."""
+        if URL_COLUMN in columns:
+            self._places.check_unchanged(group)
         table = self._sidecars.read(group, [name for name in columns if name != URL_COLUMN])
         return _with_url(table, self.file(group), self.schema, columns)
 
@@ -140,7 +141,20 @@ class PackedGroups:
 
     def file(self, group: int) -> str:
         """URL of the group's tar."""
-        return self._folder + str(self._tars[group].as_py())
+        return self._places.tar(group)
+
+
+class _Sidecars(Sequence[ParquetFile]):
+    """The sidecar of each shard; made as they are asked for, since there may be a million."""
+
+    def __init__(self, places: ShardPlaces) -> None:
+        self._places = places
+
+    def __len__(self) -> int:
+        return len(self._places.shards)
+
+    def __getitem__(self, shard: Any) -> Any:
+        return ParquetFile(self._places.sidecar(shard), -1, "")
 
 
 _URL_TYPE = pa.dictionary(pa.int32(), pa.string())
@@ -159,27 +173,28 @@ def _with_url(table: pa.Table, url: str, schema: pa.Schema, columns: Sequence[st
     return pa.Table.from_arrays(found, names=list(columns))
 
 
-def open_packed(store: Store, folder: str) -> tuple[PackedGroups, Manifest]:
-    """Open a packed dataset by its manifest: three small reads, whatever its size.
-
-    Raises:
-        CorruptError: the manifest or the table of shards is damaged.
-    """
-    manifest = Manifest.decode(store.get(folder + MANIFEST_NAME), folder + MANIFEST_NAME)
-    shards = manifest.check_shards(store.get(folder + SHARDS_NAME), folder + SHARDS_NAME)
-    sidecars = [
-        ParquetFile(folder + sidecar_name(name), -1, "") for name in shards.names.to_pylist()
-    ]
-    own = read_schema(store, sidecars[0]) if sidecars else pa.schema([])
+def open_packed(places: ShardPlaces) -> PackedGroups:
+    """The samples of a packed dataset; the first sidecar's footer tells the metadata's types."""
+    manifest, shards = places.manifest, places.shards
+    sidecars = _Sidecars(places)
+    own = read_schema(places.store, sidecars[0]) if len(sidecars) else pa.schema([])
     exts = [(ext, MEMBER_TYPE) for ext in sorted(manifest.members)]
-    metadata = [own.field(name).remove_metadata() for name in metadata_names(own)]
+    if manifest.adopted is None:
+        metadata = [own.field(name).remove_metadata() for name in metadata_names(own)]
+    else:  # the fields that samples happen to have may differ from tar to tar
+        metadata = [pa.field(n, pa.type_for_alias(t)) for n, t in manifest.metadata.items()]
     schema = pa.schema([(KEY, pa.string()), *exts, *metadata])
-    places = np.full((len(sidecars), 3), -1, dtype=np.int32)
-    places[:, 0] = np.arange(len(sidecars))
-    places[:, 1] = 0
-    layout = ParquetLayout(sidecars, schema, shards.samples, places, manifest.fingerprint)
+    groups = np.full((len(sidecars), 3), -1, dtype=np.int32)
+    groups[:, 0] = np.arange(len(sidecars))
+    groups[:, 1] = 0
+    layout = ParquetLayout(sidecars, schema, shards.samples, groups, manifest.fingerprint)
     with_url = pa.schema([*schema, (URL_COLUMN, _URL_TYPE)])
-    return PackedGroups(ParquetGroups(store, layout), shards.names, folder, with_url), manifest
+    return PackedGroups(ParquetGroups(places.store, layout), places, with_url)
+
+
+def fingerprint_of(tars: Sequence[ScannedTar]) -> str:
+    """Identity of the tars' samples: what the manifest says when they are adopted."""
+    return fingerprint(np.array([int(tar.identity, 16) for tar in tars], dtype=np.uint64))
 
 
 def open_tars(
@@ -199,6 +214,7 @@ def scan_tars(
     scratch: Scratch,
     *,
     executor: Executor | None = None,
+    report: Report = nothing,
 ) -> Iterator[ScannedTar]:
     """Scan tars in parallel; yield them in order.
 
@@ -210,17 +226,20 @@ def scan_tars(
         infos: of the tars.
         scratch: keeps the scans, and decompressed copies of ``.tar.gz``.
         executor: where to scan; by default threads, which suit far tars. Many local tars scan on
-            all cores in a ``ProcessPoolExecutor``.
+            all cores in a ``LocalExecutor``; on other machines, ``scratch`` must be theirs too.
+        report: called with the samples and bytes of every tar.
 
     Raises:
         CorruptError: see ``scan_tar``.
     """
-    task = _ScanTask(store, scratch)
+    task = _ScanTask(store, scratch, tuple(infos))
+    numbers = range(len(task.infos))
     if executor is not None:
-        yield from executor.map(task, infos)
+        scanned = dict(executor.run(task, numbers, report))
+        yield from (scanned[number] for number in numbers)
         return
     with ThreadPoolExecutor(_THREADS, "shardkit-scan") as pool:
-        yield from pool.map(task, infos)
+        yield from (tar for _, tar in pool.map(lambda number: task(number, report), numbers))
 
 
 @dataclass(frozen=True)
@@ -229,8 +248,14 @@ class _ScanTask:
 
     store: Store
     scratch: Scratch
+    infos: tuple[ObjectInfo, ...]
 
-    def __call__(self, info: ObjectInfo) -> ScannedTar:
+    def __call__(self, item: int, report: Report) -> tuple[int, ScannedTar]:
+        scanned = self._scanned(self.infos[item])
+        report(scanned.num_samples, self.infos[item].size)
+        return item, scanned
+
+    def _scanned(self, info: ObjectInfo) -> ScannedTar:
         name = xxh3_128_hexdigest(repr((_VERSION, info.url, info.size, info.version)).encode())
         path = self.scratch.keep(f"{name}.scan", lambda part: self._scan(info, name, part))
         with pa.memory_map(path) as mapped:
@@ -260,7 +285,7 @@ class _ScanTask:
                 scan = scan_tar(read, read.size, info.url)
         else:
             scan = scan_tar(self._far_read(url), info.size, url, jump_bytes=_FAR_JUMP)
-        identity = hash_batches(scan.table.schema, iter([scan.table]))
+        identity = f"{layout_xxh3(scan.table):016x}"
         table = scan.table.append_column(_START, pa.array(scan.offsets[:-1]))
         table = table.replace_schema_metadata(
             {
