@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,8 @@ __all__ = [
     "FORMAT_VERSION",
     "MANIFEST_NAME",
     "SHARDS_NAME",
+    "Adopted",
+    "AdoptedShards",
     "Manifest",
     "ShardTable",
     "encode_failures",
@@ -30,7 +32,8 @@ __all__ = [
     "sidecar_name",
 ]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""What this shardkit reads; packed datasets are written as version 1, adopted tars as version 2."""
 MANIFEST_NAME = "manifest.json"
 SHARDS_NAME = "shards.parquet"
 FAILED_NAME = "failed.parquet"
@@ -44,6 +47,7 @@ _COLUMNS: tuple[tuple[str, pa.DataType], ...] = (
     ("idx_xxh3", pa.uint64()),
     ("sidecar_xxh3", pa.uint64()),
 )
+_ADOPTED_COLUMNS = (("layout_xxh3", pa.uint64()), ("version", pa.string()))
 
 
 def idx_name(tar: str) -> str:
@@ -51,14 +55,39 @@ def idx_name(tar: str) -> str:
     return tar + ".idx"
 
 
-def sidecar_name(tar: str) -> str:
-    """Where the sidecar of a shard lies: beside it."""
-    return tar.removesuffix(".tar") + ".parquet"
+def sidecar_name(tar: str, *, adopted: bool = False) -> str:
+    """Where the sidecar of a shard lies: beside it.
+
+    That of an adopted tar has a name of its own, since a ``.parquet`` of the tar's name often is
+    somebody else's: img2dataset writes one.
+    """
+    return f"{tar}.parquet" if adopted else tar.removesuffix(".tar") + ".parquet"
 
 
-def fingerprint(tar_checksums: npt.NDArray[np.uint64]) -> str:
-    """Identity of a dataset's contents: XXH3-128 over its tars' checksums, in order."""
-    return xxh3_128_hexdigest(np.ascontiguousarray(tar_checksums, dtype="<u8").tobytes())
+def fingerprint(checksums: npt.NDArray[np.uint64]) -> str:
+    """Identity of a dataset's contents: XXH3-128 over its shards' checksums, in order.
+
+    These are of whole tars where they were packed, of layouts (keys, places and sizes) where tars
+    were adopted.
+    """
+    return xxh3_128_hexdigest(np.ascontiguousarray(checksums, dtype="<u8").tobytes())
+
+
+@dataclass(frozen=True)
+class AdoptedShards:
+    """What the shard table knows of tars that others wrote; arrays of shape [num_shards].
+
+    Attributes:
+        layout_xxh3: checksum of each shard's layout.
+        versions: what the store called each tar's content (etag, or size and time) when it was
+            adopted.
+        proved: whether the tar was read whole, so that ``tar_xxh3`` and the checksums of its
+            members are known; where not, ``tar_xxh3`` is 0.
+    """
+
+    layout_xxh3: npt.NDArray[np.uint64]
+    versions: pa.ChunkedArray
+    proved: npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -75,6 +104,7 @@ class ShardTable:
     tar_xxh3: npt.NDArray[np.uint64]
     idx_xxh3: npt.NDArray[np.uint64]
     sidecar_xxh3: npt.NDArray[np.uint64]
+    adopted: AdoptedShards | None = field(default=None, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -82,6 +112,15 @@ class ShardTable:
     def name(self, shard: int) -> str:
         """File name of a shard's tar."""
         return self.names[shard].as_py()  # type: ignore[no-any-return]
+
+    def sidecar(self, shard: int) -> str:
+        """File name of a shard's sidecar."""
+        return sidecar_name(self.name(shard), adopted=self.adopted is not None)
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the contents."""
+        return fingerprint(self.tar_xxh3 if self.adopted is None else self.adopted.layout_xxh3)
 
     @classmethod
     def from_records(cls, records: Sequence[ShardRecord]) -> ShardTable:
@@ -103,7 +142,12 @@ class ShardTable:
     def encode(self) -> bytes:
         """The bytes of ``shards.parquet``."""
         arrays = [self.names, *(pa.array(column) for column in self._numbers())]
-        table = pa.Table.from_arrays(arrays, schema=pa.schema(_COLUMNS))
+        schema = _COLUMNS
+        if self.adopted is not None:
+            arrays[4] = pa.array(self.tar_xxh3, mask=~self.adopted.proved)
+            arrays += [pa.array(self.adopted.layout_xxh3), self.adopted.versions]
+            schema += _ADOPTED_COLUMNS
+        table = pa.Table.from_arrays(arrays, schema=pa.schema(schema))
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")
         return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
@@ -116,12 +160,24 @@ class ShardTable:
             CorruptError: the bytes are no such table.
         """
         try:
-            columns = [name for name, _ in _COLUMNS]
-            table = pq.ParquetFile(pa.BufferReader(data)).read(columns)
+            file = pq.ParquetFile(pa.BufferReader(data))
+            is_adopted = _ADOPTED_COLUMNS[0][0] in file.schema_arrow.names
+            schema = _COLUMNS + _ADOPTED_COLUMNS if is_adopted else _COLUMNS
+            table = file.read([name for name, _ in schema])
+            adopted = None
+            if is_adopted:
+                sums = table.column("tar_xxh3")
+                at = table.schema.get_field_index("tar_xxh3")
+                table = table.set_column(at, "tar_xxh3", sums.fill_null(0))
+                adopted = AdoptedShards(
+                    _array(table.column("layout_xxh3").cast(pa.uint64())),
+                    table.column("version"),
+                    _array(sums.is_valid().cast(pa.int64())) != 0,
+                )
             numbers = [_array(table.column(name).cast(kind)) for name, kind in _COLUMNS[1:]]
         except (pa.ArrowException, KeyError, ValueError) as error:
             raise CorruptError(f"{SHARDS_NAME} is no table of shards: {error}") from error
-        return cls(table.column("name"), *numbers)
+        return cls(table.column("name"), *numbers, adopted=adopted)
 
     def _numbers(self) -> tuple[npt.NDArray[Any], ...]:
         return (
@@ -132,6 +188,25 @@ class ShardTable:
             self.idx_xxh3,
             self.sidecar_xxh3,
         )
+
+
+@dataclass(frozen=True)
+class Adopted:
+    """What the manifest says of tars that were adopted and not packed.
+
+    Attributes:
+        tars: URL of the folder that the names of shards are relative to, with ``/`` at its end;
+            ``""``: the manifest's own.
+        unique_keys: whether no key repeats.
+    """
+
+    tars: str = ""
+    unique_keys: bool = True
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Adopted:
+        """From the manifest's JSON."""
+        return cls(values["tars"], values["unique_keys"])
 
 
 @dataclass(frozen=True)
@@ -155,12 +230,13 @@ class Manifest:
     packed: Mapping[str, Any] = field(default_factory=dict)
     """That plan: fingerprint of the index, its columns, the options. With the shard table's
     ``rows`` it makes any shard again."""
+    adopted: Adopted | None = None
 
     def encode(self) -> bytes:
         """The bytes of ``manifest.json``."""
         values = {
             "format": "shardkit",
-            "format_version": FORMAT_VERSION,
+            "format_version": 1 if self.adopted is None else 2,
             "num_samples": self.num_samples,
             "num_shards": self.num_shards,
             "num_bytes": self.num_bytes,
@@ -173,6 +249,8 @@ class Manifest:
             "plan": self.plan,
             "packed": dict(self.packed),
         }
+        if self.adopted is not None:
+            values["adopted"] = asdict(self.adopted)
         return (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode()
 
     @classmethod
@@ -204,6 +282,7 @@ class Manifest:
                 metadata_ext=values["metadata_ext"],
                 plan=values["plan"],
                 packed=values["packed"],
+                adopted=Adopted.of(values["adopted"]) if "adopted" in values else None,
             )
         except ConfigError:
             raise
@@ -228,7 +307,7 @@ class Manifest:
         counts = (len(table), int(table.samples.sum()), int(table.num_bytes.sum()))
         if counts != (self.num_shards, self.num_samples, self.num_bytes):
             raise CorruptError(f"{url} has other counts than its manifest; pack again")
-        if fingerprint(table.tar_xxh3) != self.fingerprint:
+        if table.fingerprint != self.fingerprint:
             raise CorruptError(f"{url} has another fingerprint than its manifest; pack again")
         return table
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +32,7 @@ __all__ = [
     "member_column",
     "member_exts",
     "metadata_names",
+    "sidecar_bytes",
     "sidecar_record",
 ]
 
@@ -154,16 +154,24 @@ def encode_sidecar(
         plan: identity of the plan that the shard belongs to, so that a resumed pack does not
             take over a shard of another one.
     """
+    columns = {ext: member_column(members[ext], len(keys)) for ext in sorted(members)}
+    footer = {_RECORD: record.to_json(plan)}
+    return sidecar_bytes(pa.array(keys, pa.string()), columns, metadata, footer)
+
+
+def sidecar_bytes(
+    keys: pa.Array | pa.ChunkedArray,
+    members: Mapping[str, pa.Array | pa.ChunkedArray],
+    metadata: pa.Table,
+    footer: Mapping[bytes, bytes],
+) -> bytes:
+    """The Parquet bytes of a sidecar whose columns are there already; exts in order of name."""
     check_metadata_names(metadata.column_names, list(members))
-    columns: list[Any] = [pa.array(keys, pa.string())]
+    columns = [keys, *members.values(), *metadata.columns]
     fields = [pa.field(KEY, pa.string(), nullable=False)]
-    for ext in sorted(members):
-        columns.append(member_column(members[ext], len(keys)))
-        fields.append(pa.field(ext, MEMBER_TYPE, metadata=_MEMBER_ROLE))
-    for name, column in zip(metadata.column_names, metadata.columns, strict=True):
-        columns.append(column)
-        fields.append(pa.field(name, column.type))
-    schema = pa.schema(fields, metadata={_RECORD: record.to_json(plan)})
+    fields += [pa.field(ext, MEMBER_TYPE, metadata=_MEMBER_ROLE) for ext in members]
+    fields += [pa.field(field.name, field.type) for field in metadata.schema]
+    schema = pa.schema(fields, metadata=dict(footer))
     sink = pa.BufferOutputStream()
     pq.write_table(
         pa.Table.from_arrays(columns, schema=schema),

@@ -15,23 +15,16 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from xxhash import xxh3_128_hexdigest
 
 from shardkit.errors import ConfigError, CorruptError, NotFoundError
-from shardkit.format.manifest import (
-    MANIFEST_NAME,
-    SHARDS_NAME,
-    Manifest,
-    ShardTable,
-    idx_name,
-    sidecar_name,
-)
+from shardkit.format.manifest import MANIFEST_NAME, Manifest, ShardTable
 from shardkit.format.sidecar import KEY, decode_offsets, member_exts, metadata_names
 from shardkit.format.tar import checksum
 from shardkit.index.groups import Groups
+from shardkit.index.places import ShardPlaces
 from shardkit.index.scratch import Scratch
 from shardkit.index.sources import identify
-from shardkit.index.tar_groups import ScannedTar, TarGroups, open_packed, scan_tars
+from shardkit.index.tar_groups import ScannedTar, TarGroups, fingerprint_of, open_packed, scan_tars
 from shardkit.storage.protocol import ObjectInfo, Store
 
 __all__ = ["PackedDataset", "PlainTars", "ShardLayout", "ShardSet", "open_shards"]
@@ -121,32 +114,34 @@ class ShardSet(Protocol):
 
 @dataclass(frozen=True)
 class PackedDataset:
-    """The shards of a folder that ``pack`` wrote. See ``ShardSet``."""
+    """The shards of a folder that ``pack`` wrote, or adopted ones. See ``ShardSet``."""
 
-    url: str
-    manifest: Manifest
-    shards: ShardTable
-    store: Store
+    places: ShardPlaces
 
     @classmethod
     def open(cls, url: str, store: Store) -> PackedDataset:
-        """Load manifest and shard table; nothing else is read.
+        """Load manifest and shard table; nothing else is read. See ``ShardPlaces.open``."""
+        return cls(ShardPlaces.open(url, store))
 
-        Raises:
-            NotFoundError: there is no manifest: not a packed dataset, or its pack has not ended.
-            CorruptError: manifest and shard table don't belong together.
-        """
-        url = url.rstrip("/").removesuffix(f"/{MANIFEST_NAME}")
-        manifest_url = f"{url}/{MANIFEST_NAME}"
-        try:
-            manifest = Manifest.decode(store.get(manifest_url), manifest_url)
-        except NotFoundError as error:
-            raise NotFoundError(
-                f"{url} has no {MANIFEST_NAME}: it is no packed dataset, or packing it has not "
-                "ended; run the same `shardkit pack` again to end it"
-            ) from error
-        shards_url = f"{url}/{SHARDS_NAME}"
-        return cls(url, manifest, manifest.check_shards(store.get(shards_url), shards_url), store)
+    @property
+    def url(self) -> str:
+        """Of the folder with the manifest."""
+        return self.places.url
+
+    @property
+    def manifest(self) -> Manifest:
+        """What ``manifest.json`` says."""
+        return self.places.manifest
+
+    @property
+    def shards(self) -> ShardTable:
+        """The shard table."""
+        return self.places.shards
+
+    @property
+    def store(self) -> Store:
+        """Where all is read from."""
+        return self.places.store
 
     @property
     def fingerprint(self) -> str:
@@ -179,15 +174,15 @@ class PackedDataset:
 
     def tar_checksum(self, shard: int) -> int | None:
         """See ``ShardSet``."""
-        return int(self.shards.tar_xxh3[shard])
+        return self.places.checksum(shard)
 
     def version(self, shard: int) -> str:
         """See ``ShardSet``."""
-        return f"xxh3:{self.tar_checksum(shard):016x}"
+        return self.places.version(shard)
 
     def shard_url(self, shard: int) -> str:
         """URL of a shard's tar."""
-        return f"{self.url}/{self.shards.name(shard)}"
+        return self.places.tar(shard)
 
     def sidecar(self, shard: int) -> bytes:
         """The sidecar's bytes, held against the shard table.
@@ -195,12 +190,12 @@ class PackedDataset:
         Raises:
             CorruptError: they are others than were packed.
         """
-        return self._checked(sidecar_name(self.shards.name(shard)), self.shards.sidecar_xxh3[shard])
+        return self._checked(self.places.sidecar(shard), self.shards.sidecar_xxh3[shard])
 
     def offsets(self, shard: int) -> npt.NDArray[np.int64]:
         """The N+1 sample offsets of a shard, from its ``.idx``."""
-        name = idx_name(self.shards.name(shard))
-        return decode_offsets(self._checked(name, self.shards.idx_xxh3[shard]), name)
+        url = self.places.idx(shard)
+        return decode_offsets(self._checked(url, self.shards.idx_xxh3[shard]), url)
 
     def layout(
         self,
@@ -211,7 +206,11 @@ class PackedDataset:
         """The layout of a shard, with these members and metadata columns (default: all).
 
         The tar's own copy of the metadata is a member only if ``exts`` asks for it.
+
+        Raises:
+            CorruptError: the tar, adopted by its headers alone, has changed since.
         """
+        self.places.check_unchanged(shard)
         data = self.sidecar(shard)
         file = pq.ParquetFile(pa.BufferReader(data))
         hidden = self.manifest.metadata_ext
@@ -224,16 +223,18 @@ class PackedDataset:
 
     def groups(self) -> Groups:
         """See ``ShardSet``."""
-        return open_packed(self.store, f"{self.url}/")[0]
+        return open_packed(self.places)
 
-    def _checked(self, name: str, expected: np.uint64) -> bytes:
-        url = f"{self.url}/{name}"
+    def _checked(self, url: str, expected: np.uint64) -> bytes:
         data = self.store.get(url)
         found = checksum(data)
         if found != int(expected):
+            remedy = f"`shardkit verify {self.url} --repair INDEX` makes it again"
+            if self.manifest.adopted is not None:
+                remedy = "the same `shardkit index` again makes it again"
             raise CorruptError(
                 f"{url} is not what was packed (xxh3 {found:016x}, not {int(expected):016x}); "
-                f"`shardkit verify {self.url} --repair INDEX` makes it again"
+                f"{remedy}"
             )
         return data
 
@@ -266,7 +267,7 @@ class PlainTars:
                 info.size if tar.url == info.url else -1
                 for tar, info in zip(tars, infos, strict=True)
             ],
-            xxh3_128_hexdigest("".join(tar.identity for tar in tars).encode()),
+            fingerprint_of(tars),
             np.array([tar.num_samples for tar in tars], dtype=np.int64),
             tuple(sorted({ext for tar in tars for ext in tar.exts})),
         )

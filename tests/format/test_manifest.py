@@ -69,7 +69,7 @@ def test_neighbours_of_a_tar_are_named_after_it() -> None:
 
 def test_a_newer_format_is_refused_with_the_remedy() -> None:
     values = json.loads(MANIFEST.encode()) | {"format_version": FORMAT_VERSION + 1}
-    with pytest.raises(ConfigError, match=r"format version 2; .* install a newer shardkit"):
+    with pytest.raises(ConfigError, match=r"format version 3; .* install a newer shardkit"):
         Manifest.decode(json.dumps(values).encode(), "m")
 
 
