@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -54,6 +55,8 @@ def jsonable(value: Any) -> Any:
         return value.total_seconds()
     if isinstance(value, datetime.date | datetime.time):  # datetime is a date
         return value.isoformat()
+    if isinstance(value, np.generic):  # half floats of an older pyarrow
+        return jsonable(value.item())
     if isinstance(value, bytes | bytearray | memoryview):
         return base64.b64encode(bytes(value)).decode("ascii")
     if isinstance(value, decimal.Decimal | uuid.UUID):

@@ -92,7 +92,7 @@ def member_column(placed: Placed, num_samples: int) -> pa.StructArray:
     absent[at] = False
     children = []
     for numbers, child in zip(values, MEMBER_TYPE, strict=True):
-        column = np.zeros(num_samples, dtype=child.type.to_pandas_dtype())
+        column = np.zeros(num_samples, dtype=str(child.type))  # Arrow names integers as numpy
         column[at] = np.asarray(numbers, dtype=column.dtype)
         children.append(pa.array(column, mask=absent))
     return pa.StructArray.from_arrays(children, fields=list(MEMBER_TYPE), mask=pa.array(absent))
