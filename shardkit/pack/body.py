@@ -15,7 +15,15 @@ from shardkit.format.sniff import sniff_ext
 from shardkit.format.tar import MAX_MEMBER_BYTES
 from shardkit.index.rows import MemberColumn, Rows
 from shardkit.pack.plan import Plan
-from shardkit.pack.sources import Held, RowError, SourceBrokeError, Stream, held_members, marked
+from shardkit.pack.sources import (
+    Held,
+    RowError,
+    SourceBrokeError,
+    Stream,
+    Stretch,
+    held_members,
+    marked,
+)
 from shardkit.pack.tar_writer import LARGE, Place, TarWriter
 from shardkit.storage.protocol import Store
 
@@ -77,6 +85,11 @@ class ShardBody:
                 self._tar.rewind(start)
                 return found
             ext, place = found
+            expected = None if column.checksums is None else column.checksums[row]
+            if expected not in (None, place[2]):
+                self._tar.rewind(start)
+                error = CorruptError(f"the xxh3 of {ext!r} is {place[2]:016x}, not {expected:016x}")
+                return RowError.of(column.urls[row] or "", error)
             if ext in placed:
                 raise ConfigError(
                     f"key {rows.keys[row]!r} has two members named {ext!r}; name one of the "
@@ -102,10 +115,16 @@ class ShardBody:
         return None
 
     def _place(
-        self, key: str, column: MemberColumn, row: int, held: bytes | str | Stream | ShardkitError
+        self,
+        key: str,
+        column: MemberColumn,
+        row: int,
+        held: bytes | str | Stretch | Stream | ShardkitError,
     ) -> tuple[str, Place] | RowError:
         """Append one member; returns its ext and place, or why it can't be had."""
         url = column.urls[row] or ""
+        if isinstance(held, Stretch):
+            return self._place_stretch(key, column, row, held)
         if isinstance(held, str):
             return self._place_file(key, column, row, held)
         if isinstance(held, Stream):
@@ -115,11 +134,7 @@ class ShardBody:
         if not held and url and column.starts is None:
             return RowError("empty", url)
         ext = self._ext(column, row, held)
-        place = self._put(tar_name(key, ext), held)
-        if column.checksums is not None and column.checksums[row] not in (None, place[2]):
-            error = CorruptError(f"its xxh3 is {place[2]:016x}, not {column.checksums[row]:016x}")
-            return RowError.of(url, error)
-        return ext, place
+        return ext, self._put(tar_name(key, ext), held)
 
     def _place_file(
         self, key: str, column: MemberColumn, row: int, path: str
@@ -135,6 +150,20 @@ class ShardBody:
             return RowError("empty", url)
         ext = self._ext(column, row, tar.head(size) if not column.exts[row] else b"")
         return ext, tar.seal(tar_name(key, ext), size)
+
+    def _place_stretch(
+        self, key: str, column: MemberColumn, row: int, held: Stretch
+    ) -> tuple[str, Place] | RowError:
+        start, size = held.start, held.size
+        if size > LARGE:
+            chunks = self._store.get_chunks(held.url, start, start + size)
+            return self._place_stream(key, column, row, Stream(chunks, size))
+        try:
+            self._tar.fill_range(held.fd, held.url, start, size)
+        except (StoreError, CorruptError) as error:
+            return RowError.of(held.url, error)
+        ext = self._ext(column, row, self._tar.head(size) if not column.exts[row] else b"")
+        return ext, self._tar.seal(tar_name(key, ext), size)
 
     def _place_stream(
         self, key: str, column: MemberColumn, row: int, stream: Stream

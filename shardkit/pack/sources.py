@@ -24,23 +24,16 @@ from shardkit.errors import (
 )
 from shardkit.format.tar import MAX_MEMBER_BYTES
 from shardkit.index.rows import MemberColumn, Rows
+from shardkit.pack.ranges import Stream, Stretch, far_ranges, near_ranges
 from shardkit.storage.protocol import Store
 from shardkit.storage.urls import is_local, local_path
 
-__all__ = ["Held", "RowError", "SourceBrokeError", "Stream", "held_members", "marked"]
+__all__ = ["Held", "RowError", "SourceBrokeError", "Stream", "Stretch", "held_members", "marked"]
 
 _NUM_THREADS = 32  # requests under way per worker; a bucket serves ~50 small objects/s to each
 _HELD_BYTES = 2 << 20  # of one fetched member: twice as many of them as threads stay in 128 MB
 
 Kind = Literal["missing", "empty", "unreadable", "corrupt", "too_large", "no_members"]
-
-
-@dataclass(frozen=True, slots=True)
-class Stream:
-    """A member too large to be held."""
-
-    chunks: Iterator[bytes]
-    size: int | None
 
 
 class SourceBrokeError(Exception):
@@ -59,9 +52,9 @@ def marked(chunks: Iterator[bytes]) -> Iterator[bytes]:
         raise SourceBrokeError(error) from error
 
 
-Held = bytes | str | Stream | ShardkitError | None
-"""A member: its bytes, the path of the local file with them, a stream, or why it can't be had;
-None where the row has no such member."""
+Held = bytes | str | Stretch | Stream | ShardkitError | None
+"""A member: its bytes, the path of the local file with them, a stretch of one, a stream, or why it
+can't be had; None where the row has no such member."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +105,11 @@ def held_members(rows: Rows, store: Store) -> Iterator[tuple[Held, ...]]:
     """What each row's members hold, in the order of rows and, within a row, of columns."""
     if not rows.members:
         yield from itertools.repeat((), len(rows))
-    elif all(url is None or is_local(url) for column in rows.members for url in column.urls):
+        return
+    are_near = all(is_local(url) for column in rows.members for url in column.urls if url)
+    if all(column.starts is not None for column in rows.members):
+        yield from near_ranges(rows) if are_near else far_ranges(rows, store)
+    elif are_near:
         yield from zip(*(_near(column, store) for column in rows.members), strict=True)
     else:
         yield from _far(rows, store)

@@ -12,7 +12,7 @@ from xxhash import xxh3_64
 
 from shardkit.errors import StoreError
 from shardkit.format.tar import BLOCK, END_OF_TAR, checksum, member_header, padded
-from shardkit.storage.boundary import map_os_errors, store_error
+from shardkit.storage.boundary import map_os_errors, short_range, store_error
 
 __all__ = ["LARGE", "Place", "TarWriter"]
 
@@ -91,6 +91,22 @@ class TarWriter:
                 os.close(fd)
         except OSError as error:
             raise store_error("read", path, error) from error
+
+    def fill_range(self, fd: int, url: str, start: int, size: int) -> None:
+        """Read the next member's data, at most ``LARGE`` bytes, from a place in an open file.
+
+        Raises:
+            CorruptError: the file ends before.
+            StoreError: it can't be read.
+        """
+        at = self.size - self._flushed + BLOCK
+        done = 0
+        with map_os_errors("read", url):
+            while done < size:
+                more = os.preadv(fd, (self._room[at + done : at + size],), start + done)
+                if not more:
+                    raise short_range(url, start, start + size, os.fstat(fd).st_size)
+                done += more
 
     def _fill_larger(self, fd: int, path: str, size: int) -> int:
         """Go on reading a file that is not small, or that gives less at a time than it has."""
