@@ -6,7 +6,7 @@ Columns are those of any sidecar; checksums of members are null where the tar wa
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
@@ -43,6 +43,8 @@ class AdoptedRecord:
     """Exts, and how many samples have each."""
     kinds: Mapping[str, list[str]] = field(default_factory=dict)
     """Metadata columns, and what kinds of values were seen in each."""
+    types: Mapping[str, str] = field(default_factory=dict)
+    """Their Arrow types in this sidecar."""
     num_without_metadata: int = 0
     """Samples whose metadata could not be read."""
     has_end: bool = True
@@ -105,7 +107,7 @@ def read_adopted(data: bytes) -> tuple[AdoptedRecord, str] | None:
     return AdoptedRecord(**{**values, "sidecar_xxh3": checksum(data)}), plan
 
 
-def table_of(records: list[AdoptedRecord]) -> ShardTable:
+def table_of(records: Sequence[AdoptedRecord]) -> ShardTable:
     """The shard table of these tars, in their order."""
 
     def texts(values: list[str]) -> pa.ChunkedArray:

@@ -13,7 +13,7 @@ from shardkit.errors import IndexDataError
 from shardkit.index.scratch import Scratch
 from shardkit.index.sql import Batches, connect
 
-__all__ = ["KeyBatches", "check_unique"]
+__all__ = ["KeyBatches", "check_unique", "find_repeated"]
 
 KeyBatches = Iterator[tuple[npt.NDArray[np.int64], pa.ChunkedArray]]
 """(row numbers, keys as text), group by group."""
@@ -39,6 +39,23 @@ def check_unique(
     Raises:
         IndexDataError: naming value and rows.
     """
+    repeated = find_repeated(batches, where, scratch, column)
+    if repeated is not None:
+        key, *rows = repeated
+        raise IndexDataError(
+            f"the key {key!r} repeats: {where(rows[0])} and {where(rows[1])}; make keys unique, or "
+            "name another column (--key)"
+        )
+
+
+def find_repeated(
+    batches: Callable[[], KeyBatches], where: Callable[[int], str], scratch: Scratch, column: str
+) -> tuple[str, int, int] | None:
+    """Return a key that repeats and its first two rows, or None. See ``check_unique``.
+
+    Raises:
+        IndexDataError: a key is missing.
+    """
     keys = Batches(_SCHEMA, lambda: _checked(batches(), where, column))
     with connect(scratch, keys=keys) as connection:
         suspects = connection.sql(
@@ -47,19 +64,14 @@ def check_unique(
             f"ORDER BY min(row) LIMIT {_SUSPECTS}"
         ).fetchall()
         if not suspects:
-            return
+            return None
         hashes = ", ".join(str(found[0]) for found in suspects)
         repeated = connection.sql(
             "SELECT key, list(row ORDER BY row)[:2] FROM keys "  # noqa: S608
             f"WHERE hash(key) IN ({hashes}) GROUP BY key HAVING count(*) > 1 "
             "ORDER BY min(row) LIMIT 1"
         ).fetchall()
-    if repeated:
-        key, rows = repeated[0]
-        raise IndexDataError(
-            f"the key {key!r} repeats: {where(rows[0])} and {where(rows[1])}; make keys unique, or "
-            "name another column (--key)"
-        )
+    return (repeated[0][0], *repeated[0][1]) if repeated else None
 
 
 def _checked(

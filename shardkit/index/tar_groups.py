@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from xxhash import xxh3_128_hexdigest
 
-from shardkit.errors import CorruptError, IndexDataError
+from shardkit.errors import IndexDataError
 from shardkit.executors import Executor, Report, nothing
 from shardkit.format.adopted import layout_xxh3
 from shardkit.format.manifest import fingerprint
@@ -25,9 +24,9 @@ from shardkit.index.parquet import ParquetFile, ParquetGroups, ParquetLayout, re
 from shardkit.index.places import ShardPlaces
 from shardkit.index.scratch import Scratch
 from shardkit.index.streams import codec_of, open_stream
+from shardkit.index.tar_bytes import open_tar_bytes
 from shardkit.index.tars import TarScan, scan_tar
 from shardkit.storage.protocol import ObjectInfo, Store
-from shardkit.storage.urls import is_local, local_path
 
 __all__ = ["ScannedTar", "TarGroups", "fingerprint_of", "open_packed", "open_tars", "scan_tars"]
 
@@ -35,7 +34,6 @@ logger = logging.getLogger(__name__)
 
 _THREADS = 16  # far tars scanned at once: each waits for one ranged read after another
 _KEPT_TABLES = 256  # views of mapped scans, ~1 KB each
-_FAR_JUMP = 1 << 20  # bytes that a request of ~10 ms costs at ~100 MB/s
 _START = "__start__"
 _END, _ENDED, _PACKED, _IDENTITY = b"end", b"ended", b"packed", b"identity"
 _VERSION = "2"  # of what is kept in scratch
@@ -279,12 +277,9 @@ class _ScanTask:
     def _scan(self, info: ObjectInfo, name: str, part: str) -> None:
         head = self.store.get_range(info.url, 0, min(8, info.size)) if info.size > 0 else b""
         packed = codec_of(head) is not None
-        url = self._copy(info, name) if packed else info.url
-        if is_local(url):
-            with _Preads(local_path(url)) as read:
-                scan = scan_tar(read, read.size, info.url)
-        else:
-            scan = scan_tar(self._far_read(url), info.size, url, jump_bytes=_FAR_JUMP)
+        plain = replace(info, url=self._copy(info, name)) if packed else info
+        with open_tar_bytes(self.store, plain) as (read, size, jump_bytes):
+            scan = scan_tar(read, size, info.url, jump_bytes=jump_bytes)
         identity = f"{layout_xxh3(scan.table):016x}"
         table = scan.table.append_column(_START, pa.array(scan.offsets[:-1]))
         table = table.replace_schema_metadata(
@@ -297,27 +292,3 @@ class _ScanTask:
         )
         with pa.ipc.new_file(part, table.schema) as writer:
             writer.write_table(table.combine_chunks())
-
-    def _far_read(self, url: str) -> Callable[[int, int], bytes]:
-        return lambda start, stop: self.store.get_range(url, start, stop)
-
-
-class _Preads:
-    """Ranged reads of one open file."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self.size = os.fstat(self._fd).st_size
-
-    def __enter__(self) -> _Preads:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        os.close(self._fd)
-
-    def __call__(self, start: int, stop: int) -> bytes:
-        data = os.pread(self._fd, stop - start, start)
-        if len(data) < stop - start:
-            raise CorruptError(f"{self._path} was cut while it was read")
-        return data
