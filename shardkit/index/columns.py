@@ -17,7 +17,7 @@ from shardkit.format.sniff import sniff_ext
 from shardkit.index.names import last_ext, resolve
 from shardkit.index.rows import MemberColumn
 
-__all__ = ["FileColumn", "Kind", "kind_of", "to_list"]
+__all__ = ["FileColumn", "Kind", "holds_bytes", "is_text_type", "kind_of", "to_list"]
 
 Kind = Literal["url", "bytes", "struct", "list", "range", "text", "json"]
 """What a cell holds: a URL or path; bytes; ``{bytes, path}`` as Hugging Face has it; a list of one
@@ -179,7 +179,7 @@ def kind_of(column: str, dtype: pa.DataType) -> tuple[Kind, Kind | None]:
     Raises:
         ConfigError: no file can be meant by such cells.
     """
-    if _is_text(dtype):
+    if is_text_type(dtype):
         return "url", None
     if pa.types.is_binary(dtype) or pa.types.is_large_binary(dtype) or _is(dtype, "binary_view"):
         return "bytes", None
@@ -197,7 +197,7 @@ def to_list(column: pa.ChunkedArray | pa.Array) -> list[Any]:
     """``to_pylist``, by way of numpy where that is several times faster."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
-    if _is_text(column.type) or (
+    if is_text_type(column.type) or (
         pa.types.is_integer(column.type) and column.null_count == 0 and len(column)
     ):
         found: list[Any] = (
@@ -207,14 +207,6 @@ def to_list(column: pa.ChunkedArray | pa.Array) -> list[Any]:
         ).tolist()
         return found
     return list(column.to_pylist())
-
-
-def _is_text(dtype: pa.DataType) -> bool:
-    if pa.types.is_dictionary(dtype):
-        return _is_text(dtype.value_type)
-    return bool(
-        pa.types.is_string(dtype) or pa.types.is_large_string(dtype) or _is(dtype, "string_view")
-    )
 
 
 def _is(dtype: pa.DataType, name: str) -> bool:
@@ -228,7 +220,7 @@ def _ints(column: pa.ChunkedArray | pa.Array) -> list[int]:
 def _inline(kind: Kind, column: pa.ChunkedArray) -> list[bytes | None]:
     if kind == "bytes":
         return list(column.to_pylist())
-    if kind == "text" and _is_text(column.type):
+    if kind == "text" and is_text_type(column.type):
         return [None if cell is None else cell.encode() for cell in to_list(column)]
     encode = _json_bytes if kind == "json" else _plain_bytes
     return [None if cell is None else encode(cell) for cell in column.to_pylist()]
@@ -246,3 +238,21 @@ def _plain_bytes(cell: Any) -> bytes:
             f"the value {str(cell)[:60]!r} is nested: inline it as json (--inline COLUMN=json)"
         )
     return str(cell).encode()
+
+
+def holds_bytes(dtype: pa.DataType) -> bool:
+    """Whether cells of the type are, or hold, bytes."""
+    if pa.types.is_struct(dtype):
+        return any(holds_bytes(f.type) for f in dtype)
+    if pa.types.is_list(dtype) or pa.types.is_large_list(dtype):
+        return holds_bytes(dtype.value_type)
+    return bool(pa.types.is_binary(dtype) or pa.types.is_large_binary(dtype))
+
+
+def is_text_type(dtype: pa.DataType) -> bool:
+    """Whether cells of the type are text, spelled in any of Arrow's ways."""
+    if pa.types.is_dictionary(dtype):
+        return is_text_type(dtype.value_type)
+    return bool(
+        pa.types.is_string(dtype) or pa.types.is_large_string(dtype) or str(dtype) == "string_view"
+    )
