@@ -41,6 +41,13 @@ def run(args: argparse.Namespace) -> int:
     )
     if manifest.num_failed:
         echo(f"{manifest.num_failed:,} rows were skipped when it was packed (failed.parquet)")
+    if shards.adopted is not None:
+        echo(
+            f"adopted: tars in {dataset.places.tars}, {int(shards.adopted.proved.sum()):,} of them "
+            "read whole (their members have checksums)"
+        )
+        if manifest.adopted is not None and not manifest.adopted.unique_keys:
+            echo("keys repeat")
     echo(f"fingerprint {manifest.fingerprint}")
     per_shard = ", ".join(f"{np.quantile(shards.samples, q):,.0f}" for q in (0, 0.5, 1))
     echo(f"samples per shard (least, median, most): {per_shard}")

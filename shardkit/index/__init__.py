@@ -19,9 +19,12 @@
     index.selection                                      # None, or which rows where= left
 
 An ``Index`` is picklable and thread-safe, and its files are opened on first use in every process.
-``scan_tars`` and ``TarScan`` are what adopting tars is made of; ``write_index`` writes one down.
+``write_index`` writes one down; ``adopt`` makes a dataset of tars that exist, and leaves them as
+they are.
 """
 
+from shardkit.index.adopt import AdoptOptions, AdoptSummary, adopt
+from shardkit.index.adopt_metadata import MetadataChoice
 from shardkit.index.findings import Findings
 from shardkit.index.index import Index
 from shardkit.index.open import open_index
@@ -32,13 +35,17 @@ from shardkit.index.tars import TarScan, scan_tar
 from shardkit.index.write import write_index
 
 __all__ = [
+    "AdoptOptions",
+    "AdoptSummary",
     "Findings",
     "Index",
     "MemberColumn",
+    "MetadataChoice",
     "Rows",
     "ScannedTar",
     "Selection",
     "TarScan",
+    "adopt",
     "member_name",
     "open_index",
     "scan_tar",

@@ -148,8 +148,7 @@ def tars_of(source: str, store: Store) -> list[ObjectInfo]:
     found = identify(store, source)
     files = list(found.files)
     if found.kind == "packed":
-        places = ShardPlaces.open(found.root, store)
-        adopted = places.manifest.adopted
+        adopted = ShardPlaces.open(found.root, store).manifest.adopted
         if adopted is None:
             raise ConfigError(f"{source} is a packed dataset: it has all that adopting would make")
         files = [info for info in store.list(adopted.tars or found.root) if is_tar(info.url)]

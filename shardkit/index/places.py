@@ -8,7 +8,7 @@ from shardkit.errors import CorruptError, NotFoundError
 from shardkit.format.manifest import MANIFEST_NAME, SHARDS_NAME, Manifest, ShardTable, idx_name
 from shardkit.storage.protocol import Store
 
-__all__ = ["ShardPlaces"]
+__all__ = ["ShardPlaces", "is_adopted"]
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,15 @@ class ShardPlaces:
         shards_url = f"{url}/{SHARDS_NAME}"
         return cls(url, manifest, manifest.check_shards(store.get(shards_url), shards_url), store)
 
+    @property
+    def tars(self) -> str:
+        """URL of the folder that the names of tars are relative to, with ``/`` at its end."""
+        adopted = self.manifest.adopted
+        return f"{self.url}/" if adopted is None or not adopted.tars else adopted.tars
+
     def tar(self, shard: int) -> str:
         """URL of a shard's tar."""
-        adopted = self.manifest.adopted
-        folder = f"{self.url}/" if adopted is None or not adopted.tars else adopted.tars
-        return folder + self.shards.name(shard)
+        return self.tars + self.shards.name(shard)
 
     def sidecar(self, shard: int) -> str:
         """URL of a shard's sidecar."""
@@ -92,3 +96,9 @@ class ShardPlaces:
                 f"{found.version!r}; then it was {known[0]:,} bytes, {known[1]!r}. Run the same "
                 "`shardkit index` again: what has not changed is taken over"
             )
+
+
+def is_adopted(url: str, store: Store) -> bool:
+    """Whether a folder's manifest is of tars that were adopted."""
+    manifest_url = f"{url.rstrip('/')}/{MANIFEST_NAME}"
+    return Manifest.decode(store.get(manifest_url), manifest_url).adopted is not None
