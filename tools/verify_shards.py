@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Prove every byte of a packed dataset: the same as ``shardkit verify``, as a script.
 
-    python tools/verify_shards.py OUT [--workers N] [--repair INDEX]
+    python tools/verify_shards.py OUT [--workers N] [--executor ray] [--part I/N] [--repair INDEX]
 
 Exit status: 0 right, 1 wrong data, 2 could not run.
 """

@@ -7,14 +7,19 @@ import json
 from typing import Any
 
 from shardkit.errors import ConfigError
+from shardkit.executors import Executor, LocalExecutor, Part, RayExecutor
 from shardkit.index.names import MEDIA_TYPES
 
 __all__ = [
+    "add_executor_arguments",
     "add_folder_arguments",
     "add_index_arguments",
+    "add_part_argument",
     "add_storage_arguments",
+    "executor_of",
     "folder_arguments",
     "index_arguments",
+    "part_of",
     "storage_options",
 ]
 
@@ -66,6 +71,63 @@ def index_arguments(args: argparse.Namespace) -> dict[str, Any]:
         "metadata": args.meta,
         "where": args.where,
     }
+
+
+def add_executor_arguments(parser: argparse.ArgumentParser) -> None:
+    """Who does the work; ``executor_of`` makes it."""
+    group = parser.add_argument_group("where it runs")
+    group.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes (default: cores); on Ray, tasks at a time (default: what has room)",
+    )
+    group.add_argument("--executor", choices=("local", "ray"), default="local")
+    group.add_argument(
+        "--ray-address",
+        metavar="ADDR",
+        help="of a running Ray cluster (default: RAY_ADDRESS, one on this machine, or a new one)",
+    )
+    group.add_argument(
+        "--cpus-per-worker", type=float, metavar="C", help="that Ray reserves for each (default: 1)"
+    )
+
+
+def executor_of(args: argparse.Namespace) -> Executor:
+    """The executor that the arguments name.
+
+    Raises:
+        ConfigError: an argument of another executor was given.
+    """
+    if args.executor == "ray":
+        return RayExecutor(
+            args.ray_address,
+            num_workers=args.workers,
+            cpus_per_worker=1.0 if args.cpus_per_worker is None else args.cpus_per_worker,
+        )
+    for name in ("ray_address", "cpus_per_worker"):
+        if getattr(args, name) is not None:
+            raise ConfigError(f"--{name.replace('_', '-')} is Ray's: say --executor ray too")
+    return LocalExecutor(args.workers)
+
+
+def add_part_argument(parser: argparse.ArgumentParser, closing: str) -> None:
+    """Which part of the work is this run's, of several that run apart; ``part_of`` reads it."""
+    parser.add_argument(
+        "--part",
+        default="0/1",
+        metavar="I/N",
+        help=f"do part I of N only, counted from 0, as an array job does; {closing}",
+    )
+
+
+def part_of(args: argparse.Namespace) -> Part:
+    """The part that the arguments name.
+
+    Raises:
+        ConfigError: there is no such part.
+    """
+    return Part.parse(args.part)
 
 
 def add_storage_arguments(parser: argparse.ArgumentParser) -> None:

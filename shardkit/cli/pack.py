@@ -5,16 +5,19 @@ from __future__ import annotations
 import argparse
 
 from shardkit.cli.arguments import (
+    add_executor_arguments,
     add_folder_arguments,
     add_index_arguments,
+    add_part_argument,
     add_storage_arguments,
+    executor_of,
     folder_arguments,
     index_arguments,
+    part_of,
     storage_options,
 )
 from shardkit.cli.echo import echo
 from shardkit.cli.progress import progress_bar
-from shardkit.executors import LocalExecutor
 from shardkit.format.sizes import show_size
 from shardkit.pack import PackSummary, open_for_pack, pack_index
 from shardkit.pack.plan import DEFAULT_SHARD_SIZE, PackOptions
@@ -47,10 +50,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="ext of the metadata inside the tars: auto (json), none, or any other",
     )
     running = parser.add_argument_group("running")
-    running.add_argument("--workers", type=int, metavar="N", help="processes (default: cores)")
     running.add_argument("--on-error", choices=("raise", "skip"), default="raise")
     running.add_argument("--dry-run", action="store_true", help="stop after the findings")
     running.add_argument("--quiet", action="store_true", help="no progress bar")
+    running.add_argument(
+        "--scratch", metavar="DIR", help="where conversions of the index and filters are kept"
+    )
+    add_executor_arguments(parser)
+    add_part_argument(
+        parser, "the last one to end publishes the dataset, or a run without --part does"
+    )
     add_storage_arguments(parser)
 
 
@@ -64,9 +73,11 @@ def run(args: argparse.Namespace) -> int:
         on_error=args.on_error,
         metadata_member=args.metadata_member,
     )
+    executor, part = executor_of(args), part_of(args)
     index, output = open_for_pack(
         args.source,
         args.out,
+        scratch=args.scratch,
         storage_options=storage_options(args),
         **index_arguments(args),
         **folder_arguments(args),
@@ -74,9 +85,9 @@ def run(args: argparse.Namespace) -> int:
     echo(index.describe())
     if args.dry_run:
         return 0
-    with progress_bar(index.num_rows, "packing", quiet=args.quiet) as report:
-        executor = LocalExecutor(args.workers)
-        summary = pack_index(index, output, options, executor=executor, report=report)
+    what = "packing" if part.is_whole else f"packing part {part}"
+    with progress_bar(index.num_rows // part.count, what, quiet=args.quiet) as report:
+        summary = pack_index(index, output, options, executor=executor, part=part, report=report)
     echo(_closing(summary))
     return 0
 
@@ -89,6 +100,12 @@ def _closing(summary: PackSummary) -> str:
     lines = [f"{what}, {show_size(summary.num_bytes)}, in {summary.seconds:,.1f} s ({rates})"]
     if summary.num_resumed:
         lines.append(f"{summary.num_resumed:,} shards were there from an earlier run")
+    if summary.num_missing:
+        lines.append(
+            f"{summary.num_missing:,} shards of other parts are missing: the last part to end "
+            "publishes the dataset; if one was lost, run it again, or without --part"
+        )
+        return "\n".join(lines)
     if summary.num_failed:
         lines.append(f"{summary.num_failed:,} rows were skipped: see {summary.url}/failed.parquet")
     lines.append(f"fingerprint  {summary.fingerprint}")

@@ -11,8 +11,9 @@ from multiprocessing.connection import Connection, wait
 from typing import TypeVar, cast
 
 from shardkit.errors import ConfigError, ShardkitError
+from shardkit.executors.messages import Done, Failed, Progress
 from shardkit.executors.protocol import Report, Task
-from shardkit.executors.workers import Done, Failed, Progress, Worker, start_worker
+from shardkit.executors.workers import Worker, start_worker
 
 __all__ = ["LocalExecutor", "WorkerLostError", "num_cores"]
 

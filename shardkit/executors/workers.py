@@ -14,42 +14,18 @@ import socket
 import subprocess
 import sys
 import threading
-import traceback
 from dataclasses import dataclass
 from importlib.abc import MetaPathFinder
 from multiprocessing.connection import Connection
 from multiprocessing.spawn import get_executable
-from typing import Any
 
-from shardkit.errors import ShardkitError
+from shardkit.executors.messages import Done, Failed, Progress, sendable
 
-__all__ = ["Done", "Failed", "Progress", "Worker", "start_worker", "work"]
+__all__ = ["Worker", "start_worker", "work"]
 
 _START = (
     "import sys; sys.path[:] = {path!r}; from shardkit.executors.workers import work; work({fds})"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """Samples and bytes done since the last word."""
-
-    samples: int
-    num_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    """An item is done."""
-
-    result: Any
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """An item raised."""
-
-    error: BaseException
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,20 +82,10 @@ def work(connection_fd: int, life_fd: int) -> None:
                 task(item, lambda *done: connection.send(Progress(*done)))
             )
         except Exception as error:  # noqa: BLE001 - the parent raises it
-            message = Failed(_sendable(error))
+            message = Failed(sendable(error))
         connection.send(message)
 
 
 def _end_with_parent(life_fd: int) -> None:
     os.read(life_fd, 1)  # nothing is ever written: this returns when the parent's end is closed
     os._exit(1)
-
-
-def _sendable(error: Exception) -> Exception:
-    """The error with the worker's traceback as a note; one that pickle refuses, as words."""
-    error.add_note("".join(traceback.format_exception(error)))
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:  # noqa: BLE001 - whatever it raises, it can't be sent
-        return ShardkitError(f"{type(error).__name__}: {error}")
-    return error

@@ -5,7 +5,7 @@
 The rest are the pieces that the command line puts together.
 """
 
-from shardkit.executors import Executor, LocalExecutor
+from shardkit.executors import Executor, LocalExecutor, RayExecutor
 from shardkit.pack.api import open_for_pack, pack, verify
 from shardkit.pack.plan import PackOptions
 from shardkit.pack.run import PackSummary, pack_index
@@ -16,6 +16,7 @@ __all__ = [
     "LocalExecutor",
     "PackOptions",
     "PackSummary",
+    "RayExecutor",
     "VerifyReport",
     "open_for_pack",
     "pack",

@@ -7,7 +7,7 @@ from typing import Any
 
 from braceexpand import braceexpand
 
-from shardkit.executors import Executor, LocalExecutor, Report, nothing
+from shardkit.executors import WHOLE, Executor, LocalExecutor, Part, Report, nothing
 from shardkit.index.index import Index
 from shardkit.index.open import open_index
 from shardkit.pack.output import Output, check_writable
@@ -32,13 +32,16 @@ def pack(
     folder_as: str | None = None,
     options: PackOptions | None = None,
     executor: Executor | None = None,
+    part: tuple[int, int] | None = None,
+    scratch: str | None = None,
     storage_options: Mapping[str, Any] | None = None,
     report: Report = nothing,
 ) -> PackSummary:
     """Pack the samples of any index into WebDataset shards.
 
     Run again after a kill, it continues and ends in the same bytes; run again after its end, it
-    finds nothing to do.
+    finds nothing to do. Parts may run at the same time, on machines that see the same ``out``; the
+    last one to end publishes the dataset. If one was lost, a run without ``part`` does the rest.
 
     Args:
         source: a path or URL (index file, wildcard, list, folder, tars, packed dataset), an Arrow
@@ -53,6 +56,9 @@ def pack(
         folder_as: of folders of files: metadata column for the name of a sample's folder.
         options: sizes, order and policies; see ``PackOptions``.
         executor: who packs; default one process per core.
+        part: ``(i, n)`` packs only every n-th shard from shard i on, ``i`` from 0 to ``n - 1``.
+        scratch: local folder for what is made of the index; see ``open_index``. Executors on other
+            machines must see it too, unless the index is Parquet and no ``where`` is given.
         storage_options: of the stores of both ends.
         report: called with samples and bytes as they are packed.
 
@@ -62,6 +68,7 @@ def pack(
         NotFoundError: a file that the index names does not exist (``on_error="raise"``).
         StoreError: a file can't be read or a shard can't be written.
     """
+    chosen = WHOLE if part is None else Part(*part)
     index, output = open_for_pack(
         source,
         out,
@@ -72,10 +79,16 @@ def pack(
         where=where,
         data_type=data_type,
         folder_as=folder_as,
+        scratch=scratch,
         storage_options=storage_options,
     )
     return pack_index(
-        index, output, options or PackOptions(), executor=executor or LocalExecutor(), report=report
+        index,
+        output,
+        options or PackOptions(),
+        executor=executor or LocalExecutor(),
+        part=chosen,
+        report=report,
     )
 
 
@@ -83,6 +96,7 @@ def verify(
     dataset: str | Sequence[str],
     *,
     executor: Executor | None = None,
+    part: tuple[int, int] | None = None,
     storage_options: Mapping[str, Any] | None = None,
     report: Report = nothing,
 ) -> VerifyReport:
@@ -91,6 +105,8 @@ def verify(
     Args:
         dataset: folder or URL of a packed dataset; or tars, one or several, braces expanded.
         executor: who verifies; default one process per core.
+        part: ``(i, n)`` verifies only every n-th shard from shard i on; part 0 looks at the keys of
+            all of them besides.
         storage_options: of the store.
         report: called with samples and bytes as they are verified.
 
@@ -101,9 +117,10 @@ def verify(
     urls = [dataset] if isinstance(dataset, str) else list(dataset)
     urls = [expanded for url in urls for expanded in braceexpand(url, escape=False)]
     store, runner = open_store(storage_options), executor or LocalExecutor()
+    chosen = WHOLE if part is None else Part(*part)
     if len(urls) == 1 and not urls[0].endswith(".tar"):
-        return verify_dataset(urls[0], store, runner, report)
-    return verify_tars(urls, store, runner, report)
+        return verify_dataset(urls[0], store, runner, part=chosen, report=report)
+    return verify_tars(urls, store, runner, part=chosen, report=report)
 
 
 def open_for_pack(

@@ -2,7 +2,9 @@
 
 Under a local folder, temporaries lie in ``.pack/`` and move to their name by one rename; behind a
 URL they lie in a local scratch folder and are uploaded, which object stores do atomically. A
-temporary is locked while its writer lives, so whoever comes later may remove what is not.
+temporary is locked while its writer lives, so whoever comes later may remove what is not. Not every
+shared filesystem shows a machine the locks of another, so what other machines wrote is left alone
+for an hour, or until nothing is pending.
 """
 
 from __future__ import annotations
@@ -12,10 +14,14 @@ import fcntl
 import os
 import secrets
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from xxhash import xxh3_64_hexdigest
+
 from shardkit.errors import ConfigError, NotFoundError, StoreError
+from shardkit.format.manifest import MANIFEST_NAME
 from shardkit.storage.boundary import map_os_errors
 from shardkit.storage.store import Store, is_local, local_path
 
@@ -23,6 +29,9 @@ __all__ = ["PLAN_NAME", "WORK_FOLDER", "Output"]
 
 WORK_FOLDER = ".pack"
 PLAN_NAME = f"{WORK_FOLDER}/plan.json"
+
+_ABANDONED_S = 3_600
+"""A writer touches its temporary with every few MB: one that has not for an hour is dead."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +71,31 @@ class Output:
         if not self.is_local:
             self.store.put(self.at(name), data)
             return
-        with self.temporary() as path:
-            with map_os_errors("write", self.at(name)), open(path, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+        with self._written(name, data) as path:
             self.publish(path, name)
+
+    def write_first(self, name: str, data: bytes) -> bytes:
+        """Publish small bytes under a name, unless somebody else has; returns what is there.
+
+        On an object store two that write at the same instant both do: the last one's bytes stay,
+        and each returns what it finds there afterwards.
+        """
+        found = self.read(name)
+        if found is not None:
+            return found
+        if not self.is_local:
+            self.store.put(self.at(name), data)
+            return self.read(name) or data
+        with self._written(name, data) as path:
+            target = local_path(self.at(name))
+            try:
+                os.link(path, target)
+                _sync_folder(os.path.dirname(target))
+            except FileExistsError:
+                pass  # somebody else was first
+            except OSError:  # a filesystem without hard links: as on an object store
+                self.publish(path, name)
+        return self.read(name) or data
 
     @contextlib.contextmanager
     def temporary(self) -> Iterator[str]:
@@ -80,6 +108,15 @@ class Output:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
             os.close(lock)
+
+    @contextlib.contextmanager
+    def _written(self, name: str, data: bytes) -> Iterator[str]:
+        with self.temporary() as path:
+            with map_os_errors("write", self.at(name)), open(path, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            yield path
 
     def publish(self, path: str, name: str) -> None:
         """Give the finished local file at ``path`` its name, or upload it under that name."""
@@ -104,17 +141,38 @@ class Output:
 
     def sweep(self) -> None:
         """Remove temporaries whose writers are dead."""
-        folder = self._work_folder
-        for name in os.listdir(folder) if os.path.isdir(folder) else ():
-            if name.endswith(".tmp"):
-                _remove_if_unlocked(os.path.join(folder, name))
+        for path in self._temporaries():
+            if os.path.basename(path).startswith(_this_machine()) or _is_abandoned(path):
+                _remove_if_unlocked(path)
 
     def finish(self) -> None:
         """Remove the plan and the work folder: the manifest is published, nothing is pending."""
-        self.sweep()
+        for path in self._temporaries():
+            _remove_if_unlocked(path)
         self.store.delete(self.at(PLAN_NAME))
         with contextlib.suppress(OSError):  # another run of the same pack is still in it, or ended
             os.rmdir(self._work_folder)
+
+    def check_begun(self) -> None:
+        """Refuse a local folder that holds no pack, as the same path on another machine would.
+
+        Raises:
+            ConfigError: this machine does not see what the one that began it saved.
+        """
+        if not self.is_local:
+            return
+        if not any(os.path.exists(local_path(self.at(n))) for n in (PLAN_NAME, MANIFEST_NAME)):
+            raise ConfigError(
+                f"{self.url} on {os.uname().nodename} is another folder than where this run was "
+                "begun (no plan and no manifest are in it): all machines must see the same one. "
+                "Name a folder of a shared filesystem by its whole path, or a URL (s3://…)"
+            )
+
+    def _temporaries(self) -> list[str]:
+        folder = self._work_folder
+        with contextlib.suppress(FileNotFoundError):
+            return [f"{folder}/{name}" for name in os.listdir(folder) if name.endswith(".tmp")]
+        return []
 
     @property
     def _work_folder(self) -> str:
@@ -150,7 +208,7 @@ def _locked_file(folder: str) -> tuple[str, int]:
     """Make a file and hold its lock; again, if a sweep took it before the lock was ours."""
     while True:
         os.makedirs(folder, exist_ok=True)
-        path = os.path.join(folder, f"{secrets.token_hex(16)}.tmp")
+        path = os.path.join(folder, f"{_this_machine()}-{secrets.token_hex(16)}.tmp")
         try:
             lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         except FileNotFoundError:  # another run ended and took the folder away
@@ -159,6 +217,17 @@ def _locked_file(folder: str) -> tuple[str, int]:
         if os.path.exists(path):
             return path, lock
         os.close(lock)
+
+
+def _this_machine() -> str:
+    return xxh3_64_hexdigest(os.uname().nodename.encode())
+
+
+def _is_abandoned(path: str) -> bool:
+    try:
+        return time.time() - os.stat(path).st_mtime > _ABANDONED_S
+    except FileNotFoundError:
+        return False
 
 
 def _remove_if_unlocked(path: str) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from xxhash import xxh3_128_hexdigest
 
-from shardkit.errors import ConfigError, CorruptError, IndexDataError, StoreError
+from shardkit.errors import ConfigError, CorruptError, IndexDataError, StoreError, TransientError
 from shardkit.format.manifest import Manifest, ShardTable
 from shardkit.format.metadata import json_rows
 from shardkit.format.sidecar import check_metadata_names
@@ -327,6 +327,8 @@ def _sampled_sizes(sample: Sequence[Rows], store: Store) -> list[int]:
             if num_bytes == -1:
                 try:
                     num_bytes = store.stat(column.urls[row] or "").size
+                except TransientError:  # parts that plan at the same time must plan the same
+                    raise
                 except StoreError as error:
                     return error
             total += _tar_bytes(num_bytes)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
 import pyarrow as pa
 
 from shardkit.errors import ConfigError
-from shardkit.executors import Executor, Report, nothing
+from shardkit.executors import WHOLE, Executor, Part, Report, nothing
 from shardkit.format.manifest import (
     FAILED_NAME,
     MANIFEST_NAME,
@@ -20,6 +20,7 @@ from shardkit.format.manifest import (
     ShardTable,
     encode_failures,
     fingerprint,
+    sidecar_name,
 )
 from shardkit.format.sidecar import ShardRecord
 from shardkit.format.tar import checksum
@@ -28,14 +29,26 @@ from shardkit.pack.output import PLAN_NAME, Output, check_writable
 from shardkit.pack.plan import PackOptions, Plan, make_plan
 from shardkit.pack.write import finished_shard, shard_task
 
-__all__ = ["PackSummary", "pack_index"]
+__all__ = [
+    "PackSummary",
+    "add_others",
+    "finished_shards",
+    "pack_index",
+    "part_summary",
+    "prepared",
+    "publish_manifest",
+    "summary_of",
+]
 
 _READERS = 16  # sidecars read at a time when a pack goes on: 10,000 of them in seconds from afar
 
 
 @dataclass(frozen=True)
 class PackSummary:
-    """What a pack did, for people and programs."""
+    """What a pack did, for people and programs.
+
+    Numbers are the dataset's; a part that ends before others counts its own shards.
+    """
 
     url: str
     num_samples: int
@@ -44,7 +57,10 @@ class PackSummary:
     num_failed: int
     num_resumed: int
     """Shards that an earlier run had finished."""
+    num_missing: int
+    """Shards that other parts have yet to finish: the dataset is published when there are none."""
     fingerprint: str
+    """Of the published dataset, else empty."""
     brace_url: str
     """All shards in one URL, for webdataset itself."""
     seconds: float
@@ -56,28 +72,38 @@ def pack_index(
     options: PackOptions,
     *,
     executor: Executor,
+    part: Part = WHOLE,
     report: Report = nothing,
 ) -> PackSummary:
-    """Pack the rows of an index into shards and publish the manifest when all are there."""
+    """Pack the rows of an index into shards and publish the manifest when all are there.
+
+    Parts need not know of each other. The first one saves the plan and the others take it; one
+    that finds, at its end, that every shard is there publishes the dataset. Two that both find it
+    publish the same bytes.
+    """
     began = time.monotonic()
     check_writable(output)
     with executor.ready():
-        plan, manifest = _prepared(index, output, options)
-        num_resumed = plan.num_shards
-        if manifest is None:
-            records = _finished(output, plan)
-            num_resumed = len(records)
-            for record in records.values():
-                report(record.samples, record.num_bytes)
-            todo = [n for n in range(plan.num_shards) if plan.shard_name(n) not in records]
-            try:
-                for record in executor.run(shard_task(index, plan, output), todo, report):
-                    records[record.name] = record
-            finally:
-                output.sweep()  # of workers that were ended in the middle of a shard
-            in_order = [records[name] for name in sorted(records)]
-            manifest = publish_manifest(output, plan, in_order, index.metadata_schema)
-    return _summary(output, plan, manifest, num_resumed, began)
+        plan, manifest = prepared(index, output, options)
+        if manifest is not None:
+            return summary_of(output, plan, manifest, plan.num_shards, began)
+        own = part.items(plan.num_shards)
+        records = finished_shards(output, plan, own)
+        num_resumed = len(records)
+        for record in records.values():
+            report(record.samples, record.num_bytes)
+        todo = [shard for shard in own if plan.shard_name(shard) not in records]
+        try:
+            for record in executor.run(shard_task(index, plan, output), todo, report):
+                records[record.name] = record
+        finally:
+            output.sweep()  # of workers that were ended in the middle of a shard
+        num_missing = add_others(output, plan, records)
+        in_order = [records[name] for name in sorted(records)]
+        if num_missing:
+            return part_summary(output, plan, in_order, num_resumed, num_missing, began)
+        manifest = publish_manifest(output, plan, in_order, index.metadata_schema)
+    return summary_of(output, plan, manifest, num_resumed, began)
 
 
 def publish_manifest(
@@ -111,12 +137,39 @@ def publish_manifest(
     return manifest
 
 
-def _prepared(index: Index, output: Output, options: PackOptions) -> tuple[Plan, Manifest | None]:
+def prepared(index: Index, output: Output, options: PackOptions) -> tuple[Plan, Manifest | None]:
     """The plan to follow, saved; and the manifest if it was followed to its end before.
 
     Raises:
         ConfigError: the folder holds something else, which is left alone.
     """
+    begun = _begun(index, output, options)
+    if begun is None and (strangers := sorted(output.files())):
+        begun = _begun(index, output, options)  # perhaps another part has just begun
+        if begun is None:
+            raise ConfigError(
+                f"{output.url} is not empty (it holds {strangers[0]!r} and {len(strangers) - 1} "
+                "more) and no pack was begun there; name a new folder"
+            )
+    if begun is not None:
+        return begun
+    index.check_keys()
+    plan = make_plan(index, options, output.store)
+    saved = output.write_first(PLAN_NAME, plan.encode())
+    plan = Plan.decode(saved, output.at(PLAN_NAME))
+    _check_same(plan, index, options, f"{output.url} holds an unfinished pack")
+    output.sweep()
+    return plan, None
+
+
+def _begun(
+    index: Index, output: Output, options: PackOptions
+) -> tuple[Plan, Manifest | None] | None:
+    """What an earlier run, or another part, has saved; None where no pack was begun.
+
+    The plan goes when the manifest is there: looking for it first, one of them is always seen.
+    """
+    saved = output.read(PLAN_NAME)
     published = output.read(MANIFEST_NAME)
     if published is not None:
         manifest = Manifest.decode(published, output.at(MANIFEST_NAME))
@@ -125,21 +178,10 @@ def _prepared(index: Index, output: Output, options: PackOptions) -> tuple[Plan,
         _check_same(plan, index, options, f"{output.url} already holds a packed dataset")
         output.finish()
         return plan, manifest
-    saved = output.read(PLAN_NAME)
-    if saved is not None:
-        plan = Plan.decode(saved, output.at(PLAN_NAME))
-        _check_same(plan, index, options, f"{output.url} holds an unfinished pack")
-        output.sweep()
-        return plan, None
-    strangers = sorted(output.files())
-    if strangers:
-        raise ConfigError(
-            f"{output.url} is not empty (it holds {strangers[0]!r} and {len(strangers) - 1} more) "
-            "and no pack was begun there; name a new folder"
-        )
-    index.check_keys()
-    plan = make_plan(index, options, output.store)
-    output.write(PLAN_NAME, plan.encode())
+    if saved is None:
+        return None
+    plan = Plan.decode(saved, output.at(PLAN_NAME))
+    _check_same(plan, index, options, f"{output.url} holds an unfinished pack")
     output.sweep()
     return plan, None
 
@@ -159,17 +201,53 @@ def _check_same(plan: Plan, index: Index, options: PackOptions, what: str) -> No
             )
 
 
-def _finished(output: Output, plan: Plan) -> dict[str, ShardRecord]:
-    """Shards that an earlier run published whole, by name."""
+def finished_shards(output: Output, plan: Plan, shards: Iterable[int]) -> dict[str, ShardRecord]:
+    """Those of these shards that are published whole, by name."""
     sizes = output.files()
     with ThreadPoolExecutor(_READERS, "shardkit-resume") as pool:
-        found = pool.map(
-            lambda shard: finished_shard(output, plan, shard, sizes), range(plan.num_shards)
-        )
+        found = pool.map(lambda shard: finished_shard(output, plan, shard, sizes), shards)
         return {record.name: record for record in found if record is not None}
 
 
-def _summary(
+def add_others(output: Output, plan: Plan, records: dict[str, ShardRecord]) -> int:
+    """Add the shards of other parts if all are there; returns how many are missing.
+
+    While a name is missing no sidecar is read, so that of many parts only the last reads them all.
+    """
+    others = [n for n in range(plan.num_shards) if plan.shard_name(n) not in records]
+    if not others:
+        return 0
+    names = output.files()
+    num_missing = sum(sidecar_name(plan.shard_name(shard)) not in names for shard in others)
+    if num_missing:
+        return num_missing
+    records.update(finished_shards(output, plan, others))
+    return plan.num_shards - len(records)
+
+
+def part_summary(
+    output: Output,
+    plan: Plan,
+    records: Sequence[ShardRecord],
+    num_resumed: int,
+    num_missing: int,
+    began: float,
+) -> PackSummary:
+    return PackSummary(
+        url=output.url,
+        num_samples=sum(record.samples for record in records),
+        num_shards=len(records),
+        num_bytes=sum(record.num_bytes for record in records),
+        num_failed=sum(len(record.failures) for record in records),
+        num_resumed=num_resumed,
+        num_missing=num_missing,
+        fingerprint="",
+        brace_url=output.at(plan.brace_url),
+        seconds=time.monotonic() - began,
+    )
+
+
+def summary_of(
     output: Output, plan: Plan, manifest: Manifest, num_resumed: int, began: float
 ) -> PackSummary:
     return PackSummary(
@@ -179,6 +257,7 @@ def _summary(
         num_bytes=manifest.num_bytes,
         num_failed=manifest.num_failed,
         num_resumed=num_resumed,
+        num_missing=0,
         fingerprint=manifest.fingerprint,
         brace_url=output.at(plan.brace_url),
         seconds=time.monotonic() - began,

@@ -13,12 +13,13 @@ from typing import IO
 import pyarrow as pa
 
 from shardkit.errors import ConfigError, CorruptError, NotFoundError
-from shardkit.executors import Executor, Report, nothing
+from shardkit.executors import WHOLE, Executor, Part, Report, nothing
 from shardkit.format.sidecar import ShardRecord
 from shardkit.index.index import Index
 from shardkit.index.open import open_index
 from shardkit.index.shards import PackedDataset
 from shardkit.pack.check import Problem, check_lone_tar, check_shard
+from shardkit.pack.check_adopted import check_adopted
 from shardkit.pack.output import Output
 from shardkit.pack.plan import Plan
 from shardkit.pack.write import shard_task
@@ -39,6 +40,8 @@ class VerifyReport:
     num_bytes: int
     problems: tuple[Problem, ...] = field(default=())
     is_lone_tars: bool = False
+    num_unproved: int = 0
+    """Tars adopted by their headers alone: of their members' data nothing is known."""
 
     @property
     def ok(self) -> bool:
@@ -60,40 +63,57 @@ class _ShardResult:
 
 
 def verify_dataset(
-    url: str, store: Store, executor: Executor, report: Report = nothing
+    url: str,
+    store: Store,
+    executor: Executor,
+    *,
+    part: Part = WHOLE,
+    report: Report = nothing,
 ) -> VerifyReport:
-    """Check every checksum, offset, count and key of a packed dataset.
+    """Check every checksum, offset, count and key of a packed dataset, or of a part's shards.
+
+    That keys differ between shards is for the first part to see.
 
     Raises:
         NotFoundError: there is no packed dataset.
         CorruptError: manifest or shard table are broken, so that nothing else can be checked.
     """
     dataset = PackedDataset.open(url, store)
-    results = executor.run(_VerifyShard(dataset), range(len(dataset.shards)), report)
+    items = part.items(len(dataset.shards))
+    results = list(executor.run(_VerifyShard(dataset), items, report))
     problems = [problem for result in results for problem in result.problems]
-    if not problems:  # keys are read from the sidecars, which are right then
+    adopted = dataset.manifest.adopted
+    keys_may_repeat = adopted is not None and not adopted.unique_keys
+    if not (problems or part.index or keys_may_repeat):  # the sidecars, with the keys, are right
         try:
             open_index(dataset.url, store=store).check_keys()
-        except ValueError as error:
+        except (ValueError, NotFoundError) as error:
             problems.append(Problem(None, None, str(error)))
     return VerifyReport(
         url=dataset.url,
-        num_shards=len(dataset.shards),
-        num_samples=dataset.manifest.num_samples,
-        num_bytes=dataset.manifest.num_bytes,
+        num_shards=len(results),
+        num_samples=sum(result.num_samples for result in results),
+        num_bytes=sum(result.num_bytes for result in results),
         problems=_in_order(problems),
+        num_unproved=sum(dataset.tar_checksum(result.shard) is None for result in results),
     )
 
 
 def verify_tars(
-    urls: Sequence[str], store: Store, executor: Executor, report: Report = nothing
+    urls: Sequence[str],
+    store: Store,
+    executor: Executor,
+    *,
+    part: Part = WHOLE,
+    report: Report = nothing,
 ) -> VerifyReport:
-    """Check lone tars by the checksums in their headers."""
-    results = list(executor.run(_VerifyTar(tuple(urls), store), range(len(urls)), report))
+    """Check lone tars by the checksums in their headers, all or a part's."""
+    items = part.items(len(urls))
+    results = list(executor.run(_VerifyTar(tuple(urls), store), items, report))
     problems = [problem for result in results for problem in result.problems]
     return VerifyReport(
         url=urls[0] if len(urls) == 1 else f"{len(urls)} tars",
-        num_shards=len(urls),
+        num_shards=len(results),
         num_samples=sum(result.num_samples for result in results),
         num_bytes=sum(result.num_bytes for result in results),
         problems=_in_order(problems),
@@ -107,11 +127,16 @@ def repair_shards(
     """Make the named shards again from the index, byte for byte; returns their names.
 
     Raises:
-        ConfigError: the index is not the one that was packed.
+        ConfigError: the index is not the one that was packed, or nothing was packed.
         CorruptError: a shard came out otherwise, so that it was left as it is: source files have
             changed since.
     """
     dataset = PackedDataset.open(output.url, output.store)
+    if dataset.manifest.adopted is not None:
+        raise ConfigError(
+            f"{output.url} was adopted, not packed: nobody here can make its tars again. Get them "
+            "from where they came from, then run the same `shardkit index` again"
+        )
     plan = Plan.from_manifest(dataset.manifest, dataset.shards)
     if plan.index != index.fingerprint:
         raise ConfigError(
@@ -135,6 +160,7 @@ class _VerifyShard:
     dataset: PackedDataset
 
     def __call__(self, item: int, report: Report) -> _ShardResult:
+        Output(self.dataset.url, self.dataset.store).check_begun()
         record = shard_record(self.dataset, item)
         problems = list(self._problems(item, record))
         report(record.samples, record.num_bytes)
@@ -142,6 +168,9 @@ class _VerifyShard:
 
     def _problems(self, shard: int, record: ShardRecord) -> Iterator[Problem]:
         name = record.name
+        if self.dataset.shards.adopted is not None:
+            yield from check_adopted(self.dataset, shard)
+            return
         try:
             with _mapped(self.dataset.shard_url(shard), self.dataset.store) as tar:
                 try:

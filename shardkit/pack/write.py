@@ -37,6 +37,7 @@ class ShardTask:
 
     def __call__(self, item: int, report: Report) -> ShardRecord:
         """Write and publish one shard; returns what the shard table says of it."""
+        self.output.check_begun()
         name = self.plan.shard_name(item)
         start, stop = self.plan.rows(item)
         with self.output.temporary() as path, TarWriter(path) as tar:
