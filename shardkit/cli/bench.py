@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -60,8 +60,8 @@ def run(args: argparse.Namespace) -> int:
         workers=args.workers,
     )
     with loader:
-        batches = iter(loader)
-        next(batches)  # workers have started
+        batches = _epochs(loader)
+        next(batches, None)  # workers have started
         began = time.perf_counter()
         num_samples = sum(_count(batch) for batch in _for_seconds(batches, args.seconds))
         spent = time.perf_counter() - began
@@ -107,11 +107,21 @@ def _order_rate(dataset: SampleDataset, seconds: float) -> float:
 
 def _rate(dataset: SampleDataset, seconds: float) -> float:
     """Samples a second of one thread, the opening of the first shard left out."""
-    samples = iter(dataset)
+    samples = _epochs(dataset)
     next(samples, None)
     began = time.perf_counter()
     count = sum(1 for _ in _for_seconds(samples, seconds))
     return count / max(time.perf_counter() - began, 1e-9)
+
+
+def _epochs(things: Iterable[Any]) -> Iterator[Any]:
+    """One epoch after the other: a small data set has to last for the seconds too."""
+    some = True
+    while some:
+        some = False
+        for thing in things:
+            some = True
+            yield thing
 
 
 def _for_seconds(things: Iterable[Any], seconds: float) -> Iterable[Any]:

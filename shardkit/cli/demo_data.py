@@ -21,12 +21,20 @@ import pyarrow.parquet as pq
 from shardkit.decode.extras import need
 from shardkit.errors import ConfigError
 
-__all__ = ["encode_audio", "encode_image", "encode_video", "make_demo_data", "photo", "sound"]
+__all__ = [
+    "SUBJECTS",
+    "encode_audio",
+    "encode_image",
+    "encode_video",
+    "make_demo_data",
+    "photo",
+    "sound",
+]
 
 Pixels = npt.NDArray[np.uint8]
 Wave = npt.NDArray[np.float32]
 
-_SUBJECTS = ("lighthouse", "orchard", "harbour", "meadow", "bridge", "market", "glacier", "dune")
+SUBJECTS = ("lighthouse", "orchard", "harbour", "meadow", "bridge", "market", "glacier", "dune")
 _MOODS = ("at dawn", "in the rain", "under snow", "in autumn", "at noon", "after dusk")
 _SAMPLE_RATES = {"wav": 44_100, "flac": 48_000, "mp3": 22_050}
 
@@ -98,7 +106,7 @@ def _write_row(
 ) -> dict[str, Any]:
     rng = np.random.default_rng([seed, number, 1])
     height, width = size if number % 5 else (size[1], size[0])  # every fifth one stands upright
-    label = _SUBJECTS[number % len(_SUBJECTS)]
+    label = SUBJECTS[number % len(SUBJECTS)]
     ext = formats[number % len(formats)]
     name = f"images/{number:05d}.{ext}"
     _write(folder, name, encode_image(photo(rng, height, width), ext))
