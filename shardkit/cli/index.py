@@ -1,20 +1,35 @@
-"""``shardkit index SRC OUT.parquet``: any source, written down as one index."""
+"""``shardkit index SRC [OUT]``: write an index down, or adopt tars that exist."""
 
 from __future__ import annotations
 
 import argparse
 
 from shardkit.cli.arguments import (
+    add_executor_arguments,
     add_index_arguments,
     add_storage_arguments,
+    executor_of,
     index_arguments,
     storage_options,
 )
 from shardkit.cli.echo import echo
 from shardkit.cli.progress import progress_bar
+from shardkit.errors import ConfigError
 from shardkit.executors import LocalExecutor
-from shardkit.index import open_index, write_index
+from shardkit.format.sizes import show_size
+from shardkit.index import (
+    AdoptOptions,
+    AdoptSummary,
+    MetadataChoice,
+    adopt,
+    open_index,
+    write_index,
+)
 from shardkit.index.names import MEDIA_TYPES
+from shardkit.index.places import is_adopted
+from shardkit.index.scratch import Scratch
+from shardkit.index.sources import identify
+from shardkit.storage.protocol import Store
 from shardkit.storage.store import open_store
 
 __all__ = ["add_arguments", "run"]
@@ -24,7 +39,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("source", metavar="SRC", help="index file, wildcard, list, folder or tars")
     parser.add_argument(
-        "out", metavar="OUT", nargs="?", help=".parquet file to write; without it, say what SRC is"
+        "out",
+        metavar="OUT",
+        nargs="?",
+        help=".parquet file to write; of tars: the folder for sidecars and manifest (default: "
+        "theirs). Without it, say what another SRC is",
     )
     add_index_arguments(parser)
     folders = parser.add_argument_group("folders of files")
@@ -34,27 +53,46 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     folders.add_argument(
         "--folder-as", metavar="COLUMN", help="keep the name of a sample's folder: its class"
     )
+    tars = parser.add_argument_group("tars that are adopted")
+    tars.add_argument(
+        "--metadata-from",
+        metavar="EXT",
+        help="make columns of the fields of this JSON member (json), or of the tables beside the "
+        "tars (parquet); --meta names the columns to keep",
+    )
+    tars.add_argument(
+        "--read",
+        choices=("auto", "headers", "whole"),
+        default="auto",
+        help="whole tars give checksums, headers alone are quicker where members are large "
+        "(default: whole where headers lie close)",
+    )
+    tars.add_argument("--dry-run", action="store_true", help="say what SRC is, and stop")
     parser.add_argument("--scratch", metavar="DIR", help="where scans and conversions are kept")
-    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: cores)")
+    add_executor_arguments(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     add_storage_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Open, say what was found, check the keys, write."""
+    """Adopt tars; of any other source say what was found, check the keys, write."""
     store = open_store(storage_options(args))
-    executor = LocalExecutor(args.workers)
+    writes_table = args.out is not None and args.out.lower().endswith((".parquet", ".pq"))
+    if not writes_table and not args.dry_run and _is_tars(args, store):
+        return _adopt(args, store)
+    executor = executor_of(args)
+    alone = isinstance(executor, LocalExecutor) and executor.num_workers == 1
     index = open_index(
         args.source,
         store=store,
         scratch=args.scratch,
         data_type=args.data_type,
         folder_as=args.folder_as,
-        executor=executor if executor.num_workers > 1 else None,
+        executor=None if alone else executor,
         **index_arguments(args),
     )
     echo(index.describe())
-    if args.out is None:
+    if args.out is None or args.dry_run:
         return 0
     index.check_keys()
     done = 0
@@ -68,3 +106,58 @@ def run(args: argparse.Namespace) -> int:
         write_index(index, args.out, store=store, on_rows=on_rows)
     echo(f"{index.num_rows:,} rows written to {args.out}")
     return 0
+
+
+def _is_tars(args: argparse.Namespace, store: Store) -> bool:
+    """Whether the source is tars, adopted before or not."""
+    found = identify(store, args.source)
+    return found.kind == "tars" or (found.kind == "packed" and is_adopted(found.root, store))
+
+
+def _adopt(args: argparse.Namespace, store: Store) -> int:
+    chosen = index_arguments(args) | {"data_type": args.data_type, "folder_as": args.folder_as}
+    strangers = [name for name, value in chosen.items() if value is not None and name != "metadata"]
+    if strangers:
+        raise ConfigError(
+            f"{', '.join(strangers)}: tars are adopted as they are; choose when you read them "
+            "(where=, members=), or write an index down (let OUT end in .parquet)"
+        )
+    if args.meta is not None and args.metadata_from is None:
+        raise ConfigError("--meta chooses among the columns of --metadata-from; give that too")
+    source = args.metadata_from and args.metadata_from.lower().lstrip(".")
+    columns = None if args.meta is None else tuple(args.meta)
+    with progress_bar(None, "adopting", quiet=args.quiet) as report:
+        summary = adopt(
+            args.source,
+            args.out,
+            store=store,
+            executor=executor_of(args),
+            options=AdoptOptions(args.read, MetadataChoice(source, columns)),
+            scratch=Scratch(args.scratch),
+            report=report,
+        )
+    for line in _closing(summary):
+        echo(line)
+    return 0
+
+
+def _closing(summary: AdoptSummary) -> list[str]:
+    what = f"{summary.num_samples:,} samples in {summary.num_shards:,} tars"
+    lines = [
+        f"{what}, {show_size(summary.num_bytes)}, adopted in {summary.seconds:,.1f} s",
+        f"{summary.num_proved:,} of the tars were read whole: their members have checksums",
+    ]
+    if summary.num_resumed:
+        lines.append(f"{summary.num_resumed:,} tars were done by an earlier run")
+    if summary.num_without_metadata:
+        lines.append(f"{summary.num_without_metadata:,} samples have no metadata that can be read")
+    if summary.without_end:
+        lines.append(
+            f"{len(summary.without_end):,} tars have no end marker, and may have been cut between "
+            f"members: {summary.without_end[0]}"
+        )
+    if summary.repeated is not None:
+        lines.append(f"{summary.repeated} (reading does not mind; cat and exclude= do)")
+    lines.append(f"fingerprint  {summary.fingerprint}")
+    lines.append(f"shardkit     ShardDataset({summary.url!r})")
+    return lines
