@@ -5,36 +5,58 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from xxhash import xxh3_128_hexdigest
 
+from shardkit.index.columns import URL_COLUMN
 from shardkit.index.groups import ArrowFileGroups, Groups
 from shardkit.index.scratch import Scratch
 from shardkit.index.spool import write_arrow_groups
 
 __all__ = ["MappedGroups", "map_groups"]
 
-_VERSION = "1"
+_VERSION = "2"
 
 
 class MappedGroups:
-    """The same groups as another source, read from a copy. See ``Groups``."""
+    """The same groups as another source, read from a copy. See ``Groups``.
+
+    Where it is unpickled and the copy is not, on another machine, the copy is made again.
+    """
 
     in_memory = True
 
-    def __init__(self, original: Groups, copy: ArrowFileGroups) -> None:
+    def __init__(
+        self, original: Groups, copy: ArrowFileGroups, columns: Sequence[str], scratch: Scratch
+    ) -> None:
         self.schema = original.schema
         self.counts = original.counts
         self.identity = original.identity
         self._original = original
         self._copy = copy
+        self._columns = tuple(columns)
+        self._scratch = scratch
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return MappedGroups, (self._original, self._copy)
+        return map_groups, (self._original, self._columns, self._scratch)
 
     def read(self, group: int, columns: Sequence[str]) -> pa.Table:
-        """Map, without a copy."""
-        return self._copy.read(group, columns)
+        """Map, without a copy but for texts that the source has as dictionaries."""
+        if not any(pa.types.is_dictionary(self.schema.field(name).type) for name in columns):
+            return self._copy.read(group, columns)
+        table = self._copy.read(group, [name for name in columns if name != URL_COLUMN])
+        found = []
+        for name in columns:
+            kind = self.schema.field(name).type
+            if name == URL_COLUMN:
+                codes = pa.array(np.zeros(table.num_rows, dtype=np.int32))
+                found.append(pa.DictionaryArray.from_arrays(codes, pa.array([self.file(group)])))
+            elif pa.types.is_dictionary(kind):
+                found.append(table.column(name).cast(kind))
+            else:
+                found.append(table.column(name))
+        return pa.Table.from_arrays(found, names=list(columns))
 
     def head(self, columns: Sequence[str], num_rows: int) -> pa.Table:
         """Return a slice of the first group that has rows."""
@@ -48,12 +70,19 @@ class MappedGroups:
 def map_groups(groups: Groups, columns: Sequence[str], scratch: Scratch) -> MappedGroups:
     """Copy these columns of all groups, one group at a time, unless the copy is there already."""
     name = xxh3_128_hexdigest(repr((_VERSION, groups.identity, list(columns))).encode())
-    schema = pa.schema([groups.schema.field(column) for column in columns]).remove_metadata()
+    copied = [column for column in columns if column != URL_COLUMN]  # a tar's is that of its group
+    schema = pa.schema([_plain(groups.schema.field(column)) for column in copied])
 
     def tables() -> Iterator[pa.Table]:
         for group in range(len(groups.counts)):
-            yield groups.read(group, columns)
+            yield groups.read(group, copied)
 
     path = scratch.keep(f"{name}.mapped", lambda part: write_arrow_groups(part, schema, tables()))
     copy = ArrowFileGroups(path, groups.file(0), groups.identity, groups.counts, schema)
-    return MappedGroups(groups, copy)
+    return MappedGroups(groups, copy, columns, scratch)
+
+
+def _plain(field: pa.Field) -> pa.Field:
+    """The field of the copy: an Arrow file can't hold a dictionary that differs between groups."""
+    kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+    return pa.field(field.name, kind)

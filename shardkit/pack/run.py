@@ -233,6 +233,7 @@ def part_summary(
     num_missing: int,
     began: float,
 ) -> PackSummary:
+    """What a part did that ends while shards of others are missing."""
     return PackSummary(
         url=output.url,
         num_samples=sum(record.samples for record in records),
@@ -250,6 +251,7 @@ def part_summary(
 def summary_of(
     output: Output, plan: Plan, manifest: Manifest, num_resumed: int, began: float
 ) -> PackSummary:
+    """What is there once the dataset is published."""
     return PackSummary(
         url=output.url,
         num_samples=manifest.num_samples,
