@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from shardkit.dataset import ShardDataset
     from shardkit.loader import DataLoader, Mix, Stream
+    from shardkit.pack import reshard
     from shardkit.streaming import StreamingDataset
     from shardkit.world import World
 
@@ -25,6 +26,7 @@ _HOMES = {
     "StreamingDataset": "shardkit.streaming",
     "Stream": "shardkit.loader",
     "World": "shardkit.world",
+    "reshard": "shardkit.pack",
 }
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "StreamingDataset",
     "World",
     "__version__",
+    "reshard",
 ]
 
 

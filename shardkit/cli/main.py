@@ -24,6 +24,7 @@ COMMANDS = {
     "info": "what a packed dataset or an index holds",
     "cat": "one sample, or one of its members",
     "verify": "prove every byte of a packed dataset, or make bad shards again",
+    "reshard": "write shards anew: another order, other sizes, a selection, named parts",
     "cache": "list, check or clear a cache folder",
     "state": "explain a saved state",
     "bench": "how fast a dataset streams, what holds it up, how well it shuffles",

@@ -12,10 +12,15 @@ from shardkit.index.rows import Rows
 from shardkit.order.hashing import make_key
 from shardkit.order.permutation import Permutation
 
-__all__ = ["rows_in_order", "rows_shuffled"]
+__all__ = ["pack_order", "rows_in_order", "rows_shuffled"]
 
 _ROWS_AT_ONCE = 4_096  # rows whose URLs and metadata are Python objects at a time: a few MB
 _SHUFFLED_AT_ONCE = 16_384  # each look at a group costs as much as about ten rows of it
+
+
+def pack_order(num_rows: int, seed: int) -> Permutation:
+    """The random order of this seed: from a row's place in the shards to its number."""
+    return Permutation(num_rows, make_key("pack", num_rows, seed))
 
 
 def rows_in_order(index: Index, start: int, stop: int) -> Iterator[Rows]:
@@ -37,7 +42,7 @@ def rows_shuffled(index: Index, seed: int, start: int, stop: int) -> Iterator[Ro
 
     ``index`` is to be a mapped one: the rows of a shard are spread over all its groups.
     """
-    permutation = Permutation(index.num_rows, make_key("pack", index.num_rows, seed))
+    permutation = pack_order(index.num_rows, seed)
     ends = np.cumsum(index.counts)
     for first in range(start, stop, _SHUFFLED_AT_ONCE):
         places = np.arange(first, min(stop, first + _SHUFFLED_AT_ONCE), dtype=np.int64)

@@ -42,7 +42,7 @@ class ShardTask:
         start, stop = self.plan.rows(item)
         with self.output.temporary() as path, TarWriter(path) as tar:
             body = ShardBody(self.plan, self.output.store, tar)
-            for rows in self._rows(start, stop):
+            for rows in self.rows(start, stop):
                 before = tar.size
                 body.add(rows)
                 report(len(rows), tar.size - before)
@@ -59,7 +59,8 @@ class ShardTask:
             self.output.write(sidecar_name(name), sidecar)  # last: with it, the shard is finished
             return record
 
-    def _rows(self, start: int, stop: int) -> Iterator[Rows]:
+    def rows(self, start: int, stop: int) -> Iterator[Rows]:
+        """Rows ``[start, stop)`` of the plan, a few thousand at a time."""
         options = self.plan.options
         if options.shuffle == "global":
             return rows_shuffled(self.index, options.seed, start, stop)
