@@ -8,6 +8,7 @@ Parquet footer holds a ``ShardRecord``, so that a shard's three files describe e
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -86,14 +87,15 @@ Placed = list[tuple[int, int, int, int]]
 
 def member_column(placed: Placed, num_samples: int) -> pa.StructArray:
     """The sidecar's column of an ext: ``num_samples`` rows, null where no member is placed."""
-    rows, *values = zip(*placed, strict=True) if placed else ((), (), (), ())
-    at = np.asarray(rows, dtype=np.int64)
+    flat = np.fromiter(itertools.chain.from_iterable(placed), np.uint64, 4 * len(placed))
+    rows, *values = flat.reshape(-1, 4).T
+    at = rows.astype(np.int64)
     absent = np.ones(num_samples, dtype=bool)
     absent[at] = False
     children = []
     for numbers, child in zip(values, MEMBER_TYPE, strict=True):
         column = np.zeros(num_samples, dtype=str(child.type))  # Arrow names integers as numpy
-        column[at] = np.asarray(numbers, dtype=column.dtype)
+        column[at] = numbers
         children.append(pa.array(column, mask=absent))
     return pa.StructArray.from_arrays(children, fields=list(MEMBER_TYPE), mask=pa.array(absent))
 

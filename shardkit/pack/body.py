@@ -58,7 +58,7 @@ class ShardBody:
         samples = held_members(rows, self._store)
         kept = np.ones(len(rows), dtype=bool)
         for row, (key, sample, metadata) in enumerate(zip(rows.keys, samples, jsons, strict=False)):
-            failure = self._add_row(rows, row, sample, metadata)
+            failure = self._add_row(rows, row, fit_key(key), sample, metadata)
             if failure is not None:
                 if self._plan.options.on_error == "raise":
                     raise failure.as_error(key) from failure.cause
@@ -71,16 +71,18 @@ class ShardBody:
         return pa.concat_tables(self._tables).combine_chunks()
 
     def _add_row(
-        self, rows: Rows, row: int, sample: tuple[Held, ...], metadata: bytes | None
+        self, rows: Rows, row: int, key: str, sample: tuple[Held, ...], metadata: bytes | None
     ) -> RowError | None:
         """Append a sample, whole or not at all."""
         start = self._tar.size
-        key = fit_key(rows.keys[row])
         placed: dict[str, Place] = {}
         for column, held in zip(rows.members, sample, strict=True):
             if held is None:
                 continue
-            found = self._place(key, column, row, held)
+            if isinstance(held, str):
+                found = self._place_file(key, column, row, held)
+            else:
+                found = self._place(key, column, row, held)
             if isinstance(found, RowError):
                 self._tar.rewind(start)
                 return found
@@ -119,14 +121,12 @@ class ShardBody:
         key: str,
         column: MemberColumn,
         row: int,
-        held: bytes | str | Stretch | Stream | ShardkitError,
+        held: bytes | Stretch | Stream | ShardkitError,
     ) -> tuple[str, Place] | RowError:
         """Append one member; returns its ext and place, or why it can't be had."""
         url = column.urls[row] or ""
         if isinstance(held, Stretch):
             return self._place_stretch(key, column, row, held)
-        if isinstance(held, str):
-            return self._place_file(key, column, row, held)
         if isinstance(held, Stream):
             return self._place_stream(key, column, row, held)
         if isinstance(held, ShardkitError):
@@ -140,6 +140,11 @@ class ShardBody:
         self, key: str, column: MemberColumn, row: int, path: str
     ) -> tuple[str, Place] | RowError:
         tar, url = self._tar, column.urls[row] or ""
+        if column.exts[row]:
+            ext = self._ext(column, row, b"")
+            place = tar.add_file(tar_name(key, ext), path)
+            if place is not None:
+                return ext, place
         try:
             size = tar.fill_file(path)
         except StoreError as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
@@ -106,7 +106,7 @@ def held_members(rows: Rows, store: Store) -> Iterator[tuple[Held, ...]]:
     if not rows.members:
         yield from itertools.repeat((), len(rows))
         return
-    are_near = all(is_local(url) for column in rows.members for url in column.urls if url)
+    are_near = all(_are_paths(column.urls) or _are_local(column.urls) for column in rows.members)
     if all(column.starts is not None for column in rows.members):
         yield from near_ranges(rows) if are_near else far_ranges(rows, store)
     elif are_near:
@@ -115,10 +115,23 @@ def held_members(rows: Rows, store: Store) -> Iterator[tuple[Held, ...]]:
         yield from _far(rows, store)
 
 
+def _are_paths(urls: Iterable[str | None]) -> bool:
+    """Whether all are bare paths: one look at all of them costs less than one look at each."""
+    together = "\n".join(filter(None, urls))
+    return "://" not in together and "::" not in together
+
+
+def _are_local(urls: Iterable[str | None]) -> bool:
+    return all(is_local(url) for url in urls if url)
+
+
 def _near(column: MemberColumn, store: Store) -> Iterator[Held]:
     """Members on this machine; a whole file is left to the tar's writer to read."""
     values = column.values or itertools.repeat(None)
     if column.starts is None:
+        if column.values is None and _are_paths(column.urls):
+            yield from column.urls
+            return
         for url, value in zip(column.urls, values, strict=False):
             yield value if url is None else local_path(url)
         return

@@ -12,7 +12,7 @@ from xxhash import xxh3_64
 
 from shardkit.errors import StoreError
 from shardkit.format.tar import BLOCK, END_OF_TAR, checksum, member_header, padded
-from shardkit.storage.boundary import map_os_errors, short_range, store_error
+from shardkit.storage.boundary import map_os_errors, short_range
 
 __all__ = ["LARGE", "Place", "TarWriter"]
 
@@ -31,9 +31,9 @@ _READ_ONLY = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # a pipe without a writ
 class TarWriter:
     """A tar being written to a local file.
 
-    A member goes in by two steps: ``fill`` or ``fill_file`` puts its data behind the room for its
-    header, ``seal`` writes the header. Data that is never sealed leaves no trace, so a member can
-    be looked at, or turn out to be unreadable, before it has a name.
+    A member goes in by two steps: ``fill``, ``fill_file`` or ``fill_range`` puts its data behind
+    the room for its header, ``seal`` writes the header. Data that is never sealed leaves no trace,
+    so a member can be looked at, or turn out to be unreadable, before it has a name.
 
     All members pass through one piece of memory that is used again and again: fresh memory for
     each costs more (page faults) than reading, hashing and writing it together. The file's
@@ -48,6 +48,7 @@ class TarWriter:
         with map_os_errors("write", path):
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
         self._room = memoryview(mmap.mmap(-1, _FLUSH_BYTES + LARGE + 4 * BLOCK))
+        self._more = (memoryview(bytearray(1)),)  # where a byte goes that a file has after all
         self._flushed = 0  # bytes of the tar that are in the file; the rest is in the room
         self._hash = xxh3_64()
         self._hash_is_stale = False
@@ -70,6 +71,25 @@ class TarWriter:
         self._room[start : start + size] = data
         return size
 
+    def add_file(self, name: bytes, path: str) -> Place | None:
+        """Append a local file whole if it is small, not empty, and can be read; returns its place.
+
+        None where it is not, and then nothing was appended: ``fill_file`` says why. Nearly every
+        member of a pack goes through here, so a file that two reads tell all of is not looked at.
+        """
+        start = self.size - self._flushed + BLOCK
+        try:
+            fd = os.open(path, _READ_ONLY)
+            try:
+                size = os.readv(fd, (self._room[start : start + _SMALL],))
+                if not 0 < size < _SMALL or os.readv(fd, self._more):
+                    return None
+            finally:
+                os.close(fd)
+        except OSError:
+            return None
+        return self.seal(name, size)
+
     def fill_file(self, path: str) -> int:
         """Read the next member's data from a local file; returns its size.
 
@@ -78,19 +98,25 @@ class TarWriter:
         Raises:
             StoreError: the file is not there, not a regular file, or can't be read.
         """
-        start = self.size - self._flushed + BLOCK
-        room = self._room
-        try:
+        with map_os_errors("read", path):
             fd = os.open(path, _READ_ONLY)
             try:
-                size = os.readv(fd, (room[start : start + _SMALL],))
-                if 0 < size < _SMALL and not os.readv(fd, (room[start + size : start + _SMALL],)):
-                    return size
-                return self._fill_larger(fd, path, size)
+                status = os.fstat(fd)
+                if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+                    raise StoreError(f"cannot read {path}: it is a device or a pipe, not a file")
+                return status.st_size if status.st_size > LARGE else self._read_all(fd)
             finally:
                 os.close(fd)
-        except OSError as error:
-            raise store_error("read", path, error) from error
+
+    def _read_all(self, fd: int) -> int:
+        start = self.size - self._flushed + BLOCK
+        size = 0
+        while size <= LARGE:
+            more = os.readv(fd, (self._room[start + size : start + LARGE + 1],))
+            if not more:
+                break
+            size += more
+        return size
 
     def fill_range(self, fd: int, url: str, start: int, size: int) -> None:
         """Read the next member's data, at most ``LARGE`` bytes, from a place in an open file.
@@ -107,22 +133,6 @@ class TarWriter:
                 if not more:
                     raise short_range(url, start, start + size, os.fstat(fd).st_size)
                 done += more
-
-    def _fill_larger(self, fd: int, path: str, size: int) -> int:
-        """Go on reading a file that is not small, or that gives less at a time than it has."""
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise StoreError(f"cannot read {path}: it is a device or a pipe, not a file")
-        if status.st_size > LARGE:
-            return status.st_size
-        start = self.size - self._flushed + BLOCK
-        os.lseek(fd, size, os.SEEK_SET)
-        while size <= LARGE:
-            more = os.readv(fd, (self._room[start + size : start + LARGE + 1],))
-            if not more:
-                break
-            size += more
-        return size
 
     def head(self, size: int) -> bytes:
         """The first bytes of the ``size`` that were filled in, enough to tell what they are."""
