@@ -101,8 +101,8 @@ def _explain_mixture(state: Mapping[str, Any]) -> str:
             f"a mixture by {mix['by']}, schedule {mix['schedule']}, seed {mix['seed']}",
             f"epoch {mix['epoch']} of the mixture, saved on {mix['world_size']} ranks",
         ]
-        if mix["turn"]:
-            lines.append(f"in a turn of {mix['turn']!r}: {mix['rounds_left']} batches are left")
+        if mix["rounds_left"]:
+            lines.append(f"in a turn that accumulates: {mix['rounds_left']} batches are left")
         total = sum(stream["weight"] for stream in mix["streams"].values())
         for name, stream in mix["streams"].items():
             share = stream["weight"] / total

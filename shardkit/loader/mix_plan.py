@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from shardkit.dataset import SampleDataset
+from shardkit.errors import ConfigError
 from shardkit.loader.plan import Job
-from shardkit.loader.work import Feed
+from shardkit.loader.work import Collate, Feed
 from shardkit.order.epoch import EpochOrder
 from shardkit.order.hashing import Int64Array
 from shardkit.order.mix import MixBatch, MixOrder
+from shardkit.order.mix_count import count_batches
 from shardkit.order.mix_state import MixOptions, MixState, MixStream
 from shardkit.samples.source import Places
 
@@ -32,15 +34,33 @@ class Stream:
     Attributes:
         dataset: its samples.
         weight: share of samples (by="sample") or of turns (by="batch", "rank"): any positive
-            number; only ratios matter.
+            number, 0 leaves the stream out; only ratios matter.
         batch_size: samples per batch of a rank, for by="batch" and "rank"; default the loader's.
-        num_accumulation: batches in a row that one turn yields (by="batch").
+        global_batch_size: of all ranks together, instead of ``batch_size``: keep it, and the
+            stream's global batches are the same sets on any number of ranks.
+        num_accumulation: batches in a row that one turn yields (by="batch", "rank").
+        group: by="rank": all ranks draw from the streams of one group at a time, which is chosen
+            by the sum of their weights. Streams of a group have one ``num_accumulation``.
+        collate_fn: of batches of this stream (by="batch", "rank"); default the loader's.
+
+    Raises:
+        ConfigError: two batch sizes are given.
     """
 
     dataset: SampleDataset
     weight: float = 1.0
     batch_size: int | None = None
     num_accumulation: int = 1
+    global_batch_size: int | None = None
+    group: str = ""
+    collate_fn: Collate | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch_size is not None and self.global_batch_size is not None:
+            raise ConfigError(
+                f"batch_size={self.batch_size} and global_batch_size={self.global_batch_size} of a "
+                "stream are two ways to say one thing; give one of them"
+            )
 
 
 class MixPlan:
@@ -69,8 +89,14 @@ class MixPlan:
         self._datasets = [stream.dataset for stream in streams.values()]
         world = self._datasets[0].world
         self.feeds = tuple(
-            Feed(name, dataset.stream, dataset.on_error, dataset.options.seed)
-            for name, dataset in zip(streams, self._datasets, strict=True)
+            Feed(
+                name,
+                stream.dataset.stream,
+                stream.dataset.on_error,
+                stream.dataset.options.seed,
+                stream.collate_fn,
+            )
+            for name, stream in streams.items()
         )
         self.failures = tuple(dataset.failures for dataset in self._datasets)
         self.num_lanes = tuple(dataset.options.num_lanes for dataset in self._datasets)
@@ -83,6 +109,7 @@ class MixPlan:
                     stream.dataset.options.num_lanes,
                     _global_size(stream, world.world_size, bare=bare),
                     stream.num_accumulation,
+                    stream.group,
                 )
                 for name, stream in streams.items()
             ],
@@ -92,13 +119,18 @@ class MixPlan:
             world.world_size,
         )
         self._counts = counts
+        if options.by == "sample" and any(feed.collate is not None for feed in self.feeds):
+            raise ConfigError(
+                'collate_fn of a stream needs by="batch" or by="rank": batches by="sample" are of '
+                "several streams; give the loader one"
+            )
         self._accumulates = any(stream.num_accumulation > 1 for stream in streams.values())
 
     def num_batches(self) -> int | None:
         """See ``Plan``; of the mixture's first epoch."""
         key = (self.order.global_batch_size, self.order.options, self.order.streams)
         if key not in self._counts:
-            self._counts[key] = self.order.num_batches()
+            self._counts[key] = count_batches(self.order)
         return self._counts[key]
 
     def is_over(self, place: MixState) -> bool:
@@ -165,7 +197,7 @@ class _Pieces:
 
 def _global_size(stream: Stream, world_size: int, *, bare: bool) -> int | None:
     if bare or stream.batch_size is None:
-        return None
+        return None if bare else stream.global_batch_size
     return stream.batch_size * world_size
 
 

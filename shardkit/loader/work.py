@@ -42,12 +42,14 @@ class Feed:
         stream: its samples.
         on_error: what becomes of samples that fail.
         seed: of the samples' own seeds.
+        collate: of batches of this stream alone; None: as the others.
     """
 
     name: str
     stream: SampleStream
     on_error: OnError
     seed: int
+    collate: Collate | None = None
 
 
 @dataclass(slots=True)
@@ -120,7 +122,7 @@ class BatchMaker:
                 + (f"; the first failure: {failures[0][1]}" if failures else "")
             )
         began = time.perf_counter()
-        value = self.collate(samples)
+        value = (self.feeds[job.parts[0].stream].collate or self.collate)(samples)
         if isinstance(value, dict):
             value.update(job.marks)
         if self.finish is not None:

@@ -48,7 +48,7 @@ Its state (``state.py``)::
     state.options()                                        # the ShuffleOptions it was made with
     state.explain()                                        # in words
 
-Several data sets (``schedule.py``, ``mix.py``)::
+Several data sets (``schedule.py``, ``draws.py``, ``mix.py``, ``mix_count.py``)::
 
     streams = [MixStream("photos", num_samples, weight=0.6, num_lanes=2), …]
     mix = MixOrder(streams, MixOptions(by="sample", schedule="balanced", ends="first", …),
@@ -60,7 +60,7 @@ Several data sets (``schedule.py``, ``mix.py``)::
         batch.num_rounds_left        # of a turn that accumulates
         batch.state                  # MixState to resume from after it; mix.to_dict(state)
     state = mix.next_epoch(state)                          # streams go on where they are
-    mix.num_batches(state)                                 # None for ends="never"
+    count_batches(mix)                                     # None for ends="never"
 
 Shuffle quality (``quality.py``)::
 
@@ -80,6 +80,7 @@ from shardkit.order.epoch import (
 )
 from shardkit.order.hashing import make_key, sample_seeds
 from shardkit.order.mix import MixBatch, MixOrder, MixPart
+from shardkit.order.mix_count import count_batches
 from shardkit.order.mix_state import MixBy, MixEnds, MixOptions, MixState, MixStream, StreamState
 from shardkit.order.quality import Quality, measure_quality, measure_stretches
 from shardkit.order.schedule import Schedule, ScheduleName
@@ -118,6 +119,7 @@ __all__ = [
     "State",
     "StreamState",
     "copies_of",
+    "count_batches",
     "iterate_batches",
     "iterate_blocks",
     "make_key",

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, get_args
 
 import numpy as np
 
 from shardkit.errors import ConfigError
 from shardkit.order.batches import BoolArray
+from shardkit.order.draws import Draws
 from shardkit.order.epoch import EpochOrder
 from shardkit.order.hashing import Int64Array, make_key
 from shardkit.order.mix_state import (
+    MixEnds,
     MixOptions,
     MixState,
     MixStream,
@@ -21,7 +23,7 @@ from shardkit.order.mix_state import (
     mix_state_to_dict,
 )
 from shardkit.order.permutation import permute_groups
-from shardkit.order.schedule import Schedule, interleave
+from shardkit.order.schedule import interleave
 from shardkit.order.split import Split, lane_major
 
 __all__ = ["MixBatch", "MixOrder", "MixPart"]
@@ -81,6 +83,9 @@ class MixOrder:
         rank: from 0.
         world_size: ranks that share the mixture.
 
+    Attributes:
+        num_draws: per step: a sample each (by="sample"), or a stream for some ranks each.
+
     Raises:
         ConfigError: the streams and options do not fit together.
     """
@@ -98,9 +103,13 @@ class MixOrder:
         self.global_batch_size = global_batch_size
         self.rank = rank
         self.world_size = world_size
-        self.schedule = Schedule(
-            options.schedule, [stream.weight for stream in self.streams], options.seed
-        )
+        self.num_draws = {
+            "sample": global_batch_size,
+            "batch": 1,
+            "rank": world_size // options.ranks_per_draw,
+        }[options.by]
+        self._groups = _numbered([stream.group for stream in self.streams])
+        self._draws_of: dict[tuple[int, ...], Draws] = {}
         self._check()
 
     def start(self) -> MixState:
@@ -109,18 +118,13 @@ class MixOrder:
 
     def next_epoch(self, state: MixState) -> MixState:
         """Return the state at the start of the mixture's next epoch; the streams go on."""
-        streams = tuple(replace(stream, given=0) for stream in state.streams)
-        return replace(state, streams=streams, epoch=state.epoch + 1, turn=-1, rounds_left=0)
+        anew = {"given": 0, "draws": 0} if self.options.ends == "once" else {"given": 0}
+        streams = tuple(place._replace(**anew) for place in state.streams)
+        return MixState(streams, state.epoch + 1)
 
     def has_batches(self, state: MixState) -> bool:
         """Whether the epoch of a state goes on after it."""
-        return next(self._plans(state), None) is not None
-
-    def num_batches(self, state: MixState | None = None) -> int | None:
-        """Count the batches to the end of the epoch, by drawing them; None if it never ends."""
-        if self.options.ends == "never":
-            return None
-        return sum(1 for _ in self._plans(state or self.start()))
+        return self.step(state) is not None
 
     def iterate(
         self, state: MixState, order_of: Callable[[int, int], EpochOrder]
@@ -133,13 +137,52 @@ class MixOrder:
                 should keep the latest of each stream.
         """
         plans, planned, limit = [], 0, _FIRST_PLAN
-        for shares, after in self._plans(state):
-            plans.append((shares, after))
+        while (plan := self._plan(state)) is not None:
+            plans.append(plan)
+            shares, state = plan
             planned += self._cost(shares)
             if planned >= limit:
                 yield from self._resolve(plans, order_of)
                 plans, planned, limit = [], 0, min(4 * limit, _PLAN)
         yield from self._resolve(plans, order_of)
+
+    def step(self, state: MixState) -> MixState | None:
+        """Return the state after the batch that follows, None at the end of the epoch."""
+        plan = self._plan(state)
+        return None if plan is None else plan[1]
+
+    def draws(self, state: MixState) -> Draws:
+        """Return what draws streams at a state: all, but those that have run out for "once"."""
+        everyone: tuple[int, ...] = tuple(range(len(self.streams)))
+        alive = everyone
+        if self.options.ends == "once":  # at the end, whoever begins the next epoch
+            alive = tuple(n for n in everyone if self.num_left(state, n)) or everyone
+        if alive not in self._draws_of:
+            groups = [group if n in alive else None for n, group in enumerate(self._groups)]
+            weights = [stream.weight for stream in self.streams]
+            options = self.options
+            self._draws_of[alive] = Draws(options.schedule, weights, groups, options.seed)
+        return self._draws_of[alive]
+
+    def num_left(self, state: MixState, number: int) -> int:
+        """Return how many samples a stream still has before it has run out."""
+        left = self.streams[number].num_samples - state.streams[number].given
+        is_short = self.options.by != "sample" and self.options.remainder == "drop"
+        least = self.draw_size(number) // self.streams[number].num_accumulation if is_short else 1
+        return left if left >= least else 0
+
+    def batch_size(self, number: int) -> int:
+        """Return G of a stream's batches."""
+        if self.options.by == "sample":
+            return self.global_batch_size
+        return self.streams[number].global_batch_size or self.global_batch_size
+
+    def draw_size(self, number: int) -> int:
+        """Return how many samples one draw of a stream takes, all rounds of its turn together."""
+        if self.options.by == "sample":
+            return 1
+        stream = self.streams[number]
+        return self.batch_size(number) // self.num_draws * stream.num_accumulation
 
     def to_dict(self, state: MixState) -> dict[str, Any]:
         """Return a state as plain JSON values."""
@@ -149,8 +192,8 @@ class MixOrder:
         """Build a state from ``to_dict``'s mapping, also of a mixture that was changed since.
 
         Streams are known by name: those still here go on where they were, new ones start, others
-        are forgotten. If names, weights, ``by``, schedule or seed changed, the schedule starts
-        anew, so that the new weights hold from here on.
+        are forgotten. If names, groups, weights, ``by``, schedule or seed changed, the schedule
+        starts anew, so that the new weights hold from here on.
 
         Raises:
             StateError: the mapping is no such state, or by="rank" meets another world size.
@@ -158,155 +201,216 @@ class MixOrder:
         return mix_state_from_dict(mapping, self.streams, self.options, self.world_size)
 
     def _check(self) -> None:
-        names = [stream.name for stream in self.streams]
+        options, names = self.options, [stream.name for stream in self.streams]
         if len(set(names)) < len(names) or "" in names:
             raise ConfigError(f"streams {names} need unique names: the state knows them by name")
-        for number, stream in enumerate(self.streams):
-            split = Split(
-                stream.num_samples,
-                self._batch_size(number),
-                self.options.remainder,
-                self.rank,
-                self.world_size,
-                stream.num_lanes,
+        known = (*get_args(MixEnds), *names)
+        if options.ends not in known:
+            raise ConfigError(f"ends={options.ends!r} is not one of {', '.join(known)}: choose one")
+        if options.by == "rank" and self.world_size % options.ranks_per_draw:
+            raise ConfigError(
+                f"ranks_per_draw={options.ranks_per_draw} does not divide {self.world_size} ranks: "
+                "use a number that does"
             )
-            enough = split.num_batches() if self.options.by != "sample" else stream.num_samples
-            if enough < 1:
-                raise ConfigError(
-                    f"stream {stream.name!r} of {stream.num_samples} samples has not one batch: "
-                    'leave it out, or use remainder="pad"'
-                )
-            if self.options.by == "rank" and split.global_batch_size % self.world_size:
-                raise ConfigError(
-                    f"stream {stream.name!r} has global_batch_size={split.global_batch_size}, "
-                    f'not a multiple of {self.world_size} ranks: by="rank" needs one'
-                )
-            if stream.num_accumulation < 1 or (
-                self.options.by != "batch" and stream.num_accumulation > 1
-            ):
-                raise ConfigError(
-                    f"stream {stream.name!r} has num_accumulation={stream.num_accumulation}: it "
-                    'must be at least 1, and more than 1 needs by="batch"'
-                )
+        for number in range(len(names)):
+            self._check_stream(number)
+        self._check_rounds()
         if self._plan(self.start()) is None:
             raise ConfigError(
                 "a stream runs out before the mixture's first batch is full: use a smaller batch, "
                 'leave the smallest stream out, or use ends="all"'
             )
 
-    def _batch_size(self, number: int) -> int:
-        if self.options.by == "sample":
-            return self.global_batch_size
-        return self.streams[number].global_batch_size or self.global_batch_size
+    def _check_stream(self, number: int) -> None:
+        stream = self.streams[number]
+        size = self.batch_size(number)
+        split = Split(
+            stream.num_samples,
+            size,
+            self.options.remainder,
+            self.rank,
+            self.world_size,
+            stream.num_lanes,
+        )
+        enough = split.num_batches() if self.options.by != "sample" else stream.num_samples
+        if enough < 1:
+            raise ConfigError(
+                f"stream {stream.name!r} of {stream.num_samples} samples has not one batch: "
+                'leave it out, or use remainder="pad"'
+            )
+        if self.options.by == "rank" and size % self.world_size:
+            raise ConfigError(
+                f"stream {stream.name!r} has global_batch_size={size}, "
+                f'not a multiple of {self.world_size} ranks: by="rank" needs one'
+            )
+        if stream.group and self.options.by != "rank":
+            raise ConfigError(
+                f'stream {stream.name!r} has group={stream.group!r}: groups need by="rank"'
+            )
+        if stream.num_accumulation < 1 or (
+            self.options.by == "sample" and stream.num_accumulation > 1
+        ):
+            raise ConfigError(
+                f"stream {stream.name!r} has num_accumulation={stream.num_accumulation}: it "
+                'must be at least 1, and more than 1 needs by="batch" or by="rank"'
+            )
+
+    def _check_rounds(self) -> None:
+        """Refuse ranks that would accumulate for different times in one turn."""
+        for group in set(self._groups) if self.num_draws > 1 else ():
+            pairs = zip(self.streams, self._groups, strict=True)
+            members = [stream for stream, number in pairs if number == group]
+            if self.options.by == "rank" and len({one.num_accumulation for one in members}) > 1:
+                rounds = {one.name: one.num_accumulation for one in members}
+                raise ConfigError(
+                    f"num_accumulation is {rounds}, and ranks draw these streams at the same time: "
+                    "give all of a group the same number"
+                )
 
     def _cost(self, shares: Sequence[_Share]) -> int:
         """Estimate the canonical positions that ids of these shares span."""
         return max(1, sum(len(share.positions) for share in shares)) * self.world_size
 
-    def _plans(self, state: MixState) -> Iterator[tuple[list[_Share], MixState]]:
-        """Yield the shares of each batch and the state after it."""
-        while not self._is_over(state):
-            plan = self._plan(state)
-            if plan is None:
-                return
-            yield plan
-            state = plan[1]
-
-    def _is_over(self, state: MixState) -> bool:
-        pairs = zip(self.streams, state.streams, strict=True)
-        return self.options.ends == "all" and all(
-            place.given >= stream.num_samples for stream, place in pairs
-        )
-
     def _plan(self, state: MixState) -> tuple[list[_Share], MixState] | None:
-        """Plan the next batch; None if it needs a stream that has run out and ends="first"."""
-        if self.options.by == "batch":
-            return self._plan_batch(state)
-        num_draws = self.global_batch_size if self.options.by == "sample" else self.world_size
-        draws = [place.draws for place in state.streams]
-        drawn = self.schedule.draw(state.step, draws, num_draws)
-        counts = np.bincount(drawn, minlength=len(self.streams))
+        """Plan the next batch: its shares, and the state after it; None if the epoch is over."""
+        streams = range(len(self.streams))
+        if self.options.ends in ("all", "once") and not any(
+            self.num_left(state, number) for number in streams
+        ):
+            return None
         if self.options.by == "sample":
-            return self._plan_samples(state, counts)
-        return self._plan_ranks(state, drawn, counts)
+            return self._plan_samples(state)
+        return self._plan_ranks(state)
 
-    def _plan_samples(
-        self, state: MixState, counts: Int64Array
-    ) -> tuple[list[_Share], MixState] | None:
+    def _plan_samples(self, state: MixState) -> tuple[list[_Share], MixState] | None:
         """Give each rank its share of each stream; shares and totals differ by at most one."""
+        counts, draws = self._counts(state)
+        num_pads, padded = 0, -1
+        if (short := self.num_draws - sum(counts)) and self.options.remainder != "keep":
+            if self.options.remainder == "drop":
+                return None
+            num_pads, padded = short, counts.index(max(counts))
         shares, places = [], []
         # Dealing starts at a hashed rank, so that no rank gets the surplus more often than others.
-        dealt = make_key("deal", self.options.seed, state.step) % self.world_size
-        for number, count in enumerate(counts.tolist()):
+        dealt, ranks = 0, self.world_size
+        if ranks > 1:
+            dealt = make_key("deal", self.options.seed, state.step) % ranks
+        for number, count in enumerate(counts):
             place = state.streams[number]
+            if not count:
+                places.append(place._replace(draws=draws[number]))
+                continue
             if self._has_run_out(number, place, count):
                 return None
+            total = count + num_pads * (number == padded)
             # Cards dealt in turn say how many a rank gets; lane-major runs say which.
-            before = np.concatenate(([0], np.cumsum(_dealt(dealt, count, self.world_size))))
-            first, last = int(before[self.rank]), int(before[self.rank + 1])
-            found, after = self._stretch(number, place, count, first, last)
+            first, last = 0, total
+            if ranks > 1:
+                first = _dealt_before(dealt, total, ranks, self.rank)
+                last = _dealt_before(dealt, total, ranks, self.rank + 1)
+            found, (epoch, position) = self._stretch(number, place, count, total, first, last)
             shares += found
-            places.append(replace(after, given=place.given + count, draws=place.draws + count))
-            dealt += count
-        return shares, replace(state, streams=tuple(places))
+            places.append(StreamState(epoch, position, place.given + count, draws[number]))
+            dealt += total
+        return shares, MixState(tuple(places), state.epoch)
+
+    def _counts(self, state: MixState) -> tuple[list[int], list[int]]:
+        """How many samples of each stream come next, and the draws of each after that."""
+        draws = [place.draws for place in state.streams]
+        counts = self.draws(state).count(draws, self.num_draws)
+        if self.options.ends != "once":
+            return counts, [n + m for n, m in zip(draws, counts, strict=True)]
+        total = [0] * len(counts)
+        while True:  # as often as a stream runs out within the batch
+            left = [self.num_left(state, number) for number in range(len(counts))]
+            taken = [min(pair) for pair in zip(counts, left, strict=True)]
+            total = [n + m for n, m in zip(total, taken, strict=True)]
+            draws = [n + m for n, m in zip(draws, taken, strict=True)]
+            if any(n and n == m for n, m in zip(taken, left, strict=True)):
+                draws = [0] * len(counts)  # the others go on by their weights alone
+            given = [n + place.given for n, place in zip(taken, state.streams, strict=True)]
+            places = zip(state.streams, given, strict=True)
+            state = MixState(tuple(place._replace(given=n) for place, n in places))
+            missing = self.num_draws - sum(total)
+            if not missing or taken == left:
+                return total, draws
+            counts = self.draws(state).count(draws, missing)
 
     def _stretch(
-        self, number: int, place: StreamState, count: int, first: int, last: int
-    ) -> tuple[list[_Share], StreamState]:
-        """Take items [first, last) of a stream's next ``count`` positions, over epoch ends."""
-        stream = self.streams[number]
+        self, number: int, place: StreamState, count: int, total: int, first: int, last: int
+    ) -> tuple[list[_Share], tuple[int, int]]:
+        """Take items [first, last) of a stream's next ``count`` positions, over epoch ends.
+
+        Behind them stand pads, up to ``total`` in all. Returns also where the stream is then.
+        """
+        stream, (epoch, position, _, _) = self.streams[number], place
         shares = []
         done = 0
         while done < count:
-            if place.position >= stream.num_samples:
-                place = replace(place, epoch=place.epoch + 1, position=0)
-            size = min(count - done, stream.num_samples - place.position)
+            if position >= stream.num_samples:
+                epoch, position = epoch + 1, 0
+            size = min(count - done, stream.num_samples - position)
+            end = position + size
+            if done + size == count:
+                size = total - done
             low, high = max(first - done, 0), min(last - done, size)
             if low < high:
-                phase = place.position % stream.num_lanes
-                positions = place.position + lane_major(low, high, phase, size, stream.num_lanes)
-                shares.append(_Share(number, place.epoch, positions, positions, stream.num_samples))
-            place = replace(place, position=place.position + size)
+                phase = position % stream.num_lanes
+                positions = position + lane_major(low, high, phase, size, stream.num_lanes)
+                repeated = positions
+                if total > count:
+                    split = Split(stream.num_samples, total, "pad", num_lanes=stream.num_lanes)
+                    repeated = split.unpad(positions)
+                shares.append(_Share(number, epoch, positions, repeated, stream.num_samples))
+            position = end
             done += size
-        return shares, place
+        return shares, (epoch, position)
 
-    def _plan_batch(self, state: MixState) -> tuple[list[_Share], MixState] | None:
-        """Give the whole batch to one stream, several times in a row if it accumulates."""
-        number, left = state.turn, state.rounds_left
+    def _plan_ranks(self, state: MixState) -> tuple[list[_Share], MixState] | None:
+        """Give each run of ranks a batch of the stream that it drew, for the rounds of a turn."""
         places = list(state.streams)
-        if left == 0:
-            draws = [place.draws for place in state.streams]
-            number = int(self.schedule.draw(state.step, draws, 1)[0])
-            left = self.streams[number].num_accumulation
-            # A turn is whole or not at all.
-            if self._has_run_out(number, places[number], 1 + (left - 1) * self._batch_size(number)):
-                return None
-            places[number] = replace(places[number], draws=places[number].draws + 1)
-        size = self._batch_size(number)
-        share, places[number] = self._take(number, places[number], size, self.rank, self.world_size)
-        turn = number if left > 1 else -1
-        return [share], MixState(tuple(places), state.epoch, turn, left - 1)
-
-    def _plan_ranks(
-        self, state: MixState, drawn: Int64Array, counts: Int64Array
-    ) -> tuple[list[_Share], MixState] | None:
-        """Give each rank a batch of the stream that it drew."""
-        key = make_key("ranks", self.options.seed, state.step)
-        mine = drawn[permute_groups(self.world_size, key)]  # the stream of each rank
-        shares, places = [], list(state.streams)
-        for number, count in enumerate(counts.tolist()):
+        drawn = self.draws(state).sequence([place.draws for place in places], self.num_draws)
+        if self.num_draws > 1:
+            key = make_key("ranks", self.options.seed, state.step)
+            drawn = drawn[permute_groups(self.num_draws, key)]
+        counts = np.bincount(drawn, minlength=len(places)).tolist()
+        left = state.rounds_left or self._num_rounds(state, counts)
+        if not left:
+            return None
+        per_draw = self.world_size // self.num_draws
+        mine, within = divmod(self.rank, per_draw)
+        shares = []
+        for number, count in enumerate(counts):
             if not count:
                 continue
-            if self._has_run_out(number, places[number], 1):
-                return None
-            size = self._batch_size(number) // self.world_size * count
-            index = int(np.count_nonzero(mine[: self.rank] == number))
-            is_mine = int(mine[self.rank]) == number
-            share, place = self._take(number, places[number], size, index if is_mine else 0, count)
-            places[number] = replace(place, draws=place.draws + count)
+            is_mine = int(drawn[mine]) == number
+            ahead = int(np.count_nonzero(drawn[:mine] == number)) if self.num_draws > 1 else 0
+            index = ahead * per_draw + within if is_mine else 0
+            size = self.batch_size(number) * count // self.num_draws
+            share, places[number] = self._take(
+                number, places[number], size, index, count * per_draw
+            )
             if is_mine:
                 shares.append(share)
-        return shares, replace(state, streams=tuple(places))
+            if left == 1:  # a turn counts when it is over: within it the same is drawn
+                places[number] = places[number]._replace(draws=places[number].draws + count)
+        after = MixState(tuple(places), state.epoch, left - 1)
+        if left == 1 and self.draws(after) is not self.draws(state):
+            after = after._replace(streams=tuple(one._replace(draws=0) for one in after.streams))
+        return shares, after
+
+    def _num_rounds(self, state: MixState, counts: Sequence[int]) -> int:
+        """How many batches the next turn yields; 0 if it can't be whole and so ends the epoch."""
+        rounds = 0
+        for number in np.flatnonzero(counts).tolist():
+            rounds = self.streams[number].num_accumulation  # all that are drawn at once have one
+            size = self.batch_size(number) * counts[number] // self.num_draws
+            if self.options.ends == "once":  # here the last turn may be shorter
+                return min(rounds, -(-self.num_left(state, number) // size))
+            last = size if self.options.remainder == "drop" else 1
+            if self._has_run_out(number, state.streams[number], last + (rounds - 1) * size):
+                return 0
+        return rounds
 
     def _take(
         self, number: int, place: StreamState, size: int, rank: int, world_size: int
@@ -316,18 +420,19 @@ class MixOrder:
         split = Split(
             stream.num_samples, size, self.options.remainder, rank, world_size, stream.num_lanes
         )
-        if split.num_batches(place.position) == 0:
-            skipped = stream.num_samples - place.position  # what "drop" leaves out
-            place = replace(place, epoch=place.epoch + 1, position=0, given=place.given + skipped)
-        positions = split.batch(place.position)
-        share = _Share(number, place.epoch, positions, split.unpad(positions), stream.num_samples)
-        stop = min(place.position + size, stream.num_samples)
-        given = place.given + stop - place.position
-        return share, replace(place, position=stop, given=given)
+        epoch, position, given, draws = place
+        if split.num_batches(position) == 0:
+            given += stream.num_samples - position  # what "drop" leaves out
+            epoch, position = epoch + 1, 0
+        positions = split.batch(position)
+        share = _Share(number, epoch, positions, split.unpad(positions), stream.num_samples)
+        stop = min(position + size, stream.num_samples)
+        return share, StreamState(epoch, stop, given + stop - position, draws)
 
     def _has_run_out(self, number: int, place: StreamState, needed: int) -> bool:
-        num_samples = self.streams[number].num_samples
-        return self.options.ends == "first" and place.given + needed > num_samples
+        stream = self.streams[number]
+        ends = self.options.ends in ("first", stream.name)
+        return ends and place.given + needed > stream.num_samples
 
     def _resolve(
         self,
@@ -341,9 +446,10 @@ class MixOrder:
                 by_order.setdefault((share.stream, share.epoch), []).append(share)
         for (number, epoch), shares in by_order.items():
             ids = order_of(number, epoch).at(np.concatenate([one.repeated for one in shares]))
-            bounds = np.cumsum([len(one.repeated) for one in shares])[:-1]
-            for share, part in zip(shares, np.split(ids, bounds), strict=True):
-                share.ids = part
+            done = 0
+            for share in shares:
+                share.ids = ids[done : done + len(share.repeated)]
+                done += len(share.repeated)
         for shares, after in plans:
             parts = tuple(
                 MixPart(
@@ -358,11 +464,19 @@ class MixOrder:
             yield MixBatch(parts, _spread(parts), after.rounds_left, after)
 
 
-def _dealt(first: int, count: int, num_hands: int) -> Int64Array:
-    """Return how many of cards ``first`` … ``first + count``, dealt in turn, each hand gets."""
-    hands = np.arange(num_hands)
-    later: Int64Array = (first + count - hands + num_hands - 1) // num_hands
-    return later - (first - hands + num_hands - 1) // num_hands
+def _numbered(names: Sequence[str]) -> list[int]:
+    """The number of each name, in order of first sight."""
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    return [numbers[name] for name in names]
+
+
+def _dealt_before(first: int, count: int, num_hands: int, hand: int) -> int:
+    """How many of cards ``first`` … ``first + count``, dealt in turn, hands before ``hand`` get."""
+
+    def up_to(card: int) -> int:
+        return card // num_hands * hand + min(card % num_hands, hand)
+
+    return up_to(first + count) - up_to(first)
 
 
 def _spread(parts: Sequence[MixPart]) -> Int64Array:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, get_args
 
 from shardkit.errors import ConfigError, StateError
 from shardkit.order.schedule import ScheduleName
@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 MixBy = Literal["sample", "batch", "rank"]
-MixEnds = Literal["first", "all", "never"]
+MixEnds = Literal["first", "all", "once", "never"]
 
 _VERSION = 1
 
@@ -39,6 +39,7 @@ class MixStream:
         num_lanes: L of its order.
         global_batch_size: G for by="batch" and "rank"; None takes the mixture's.
         num_accumulation: batches in a row that one turn yields; 1 for by="sample".
+        group: for by="rank": each turn is of the streams of one group.
     """
 
     name: str
@@ -47,6 +48,7 @@ class MixStream:
     num_lanes: int = 1
     global_batch_size: int | None = None
     num_accumulation: int = 1
+    group: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,30 +61,42 @@ class MixOptions:
         schedule: see ``Schedule``.
         ends: when an epoch of the mixture ends. A stream has run out when it has given as many
             samples as it has since that epoch began; "first" ends before a batch would need a
-            stream that has run out, "all" when every stream has, "never" goes on. A stream that is
-            drawn after its last sample goes on with its own next epoch.
-        remainder: of each stream's last batch, for by="batch" and "rank".
+            stream that has run out, a stream's name before a batch would need that stream, "all"
+            when every stream has run out, "never" goes on: a stream that is drawn after its last
+            sample goes on with its own next epoch. With "once" a stream that has run out is not
+            drawn any more, and the others go on by their weights until all have.
+        remainder: of each stream's last batch, for by="batch" and "rank"; of the mixture's last
+            batch for "once".
         seed: of the schedule.
+        ranks_per_draw: so many ranks in a row draw together, for by="rank".
     """
 
     by: MixBy = "sample"
     schedule: ScheduleName = "balanced"
-    ends: MixEnds = "first"
+    ends: MixEnds | str = "first"
     remainder: Remainder = "pad"
     seed: int = 0
+    ranks_per_draw: int = 1
 
     def __post_init__(self) -> None:
         """Check the words that have no checker of their own."""
-        for name, value, known in (
-            ("by", self.by, get_args(MixBy)),
-            ("ends", self.ends, get_args(MixEnds)),
-        ):
-            if value not in known:
-                raise ConfigError(f"{name}={value!r} is not one of {', '.join(known)}: choose one")
+        if self.by not in get_args(MixBy):
+            raise ConfigError(
+                f"by={self.by!r} is not one of {', '.join(get_args(MixBy))}: choose one"
+            )
+        if self.ranks_per_draw < 1 or (self.ranks_per_draw > 1 and self.by != "rank"):
+            raise ConfigError(
+                f"ranks_per_draw={self.ranks_per_draw} must be at least 1, and more than 1 needs "
+                'by="rank"'
+            )
+        if self.ends == "once" and self.by == "rank":
+            raise ConfigError(
+                'ends="once" leaves some ranks with nothing where each draws its own stream: use '
+                'by="sample" or by="batch"'
+            )
 
 
-@dataclass(frozen=True, slots=True)
-class StreamState:
+class StreamState(NamedTuple):
     """How far a stream is.
 
     Attributes:
@@ -98,20 +112,17 @@ class StreamState:
     draws: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class MixState:
+class MixState(NamedTuple):
     """How far a mixture is; the same on every rank.
 
     Attributes:
         streams: in the order of the mixture's streams.
         epoch: of the mixture.
-        turn: the stream whose turn goes on, -1 for none.
-        rounds_left: batches that the turn still yields.
+        rounds_left: batches that the turn still yields; its draws count when it is over.
     """
 
     streams: tuple[StreamState, ...]
     epoch: int = 0
-    turn: int = -1
     rounds_left: int = 0
 
     @property
@@ -128,14 +139,16 @@ def mix_state_to_dict(
         "version": _VERSION,
         "by": options.by,
         "schedule": options.schedule,
+        "ends": options.ends,
         "seed": options.seed,
         "world_size": world_size,
+        "ranks_per_draw": options.ranks_per_draw,
         "epoch": state.epoch,
-        "turn": streams[state.turn].name if state.turn >= 0 else "",
         "rounds_left": state.rounds_left,
         "streams": {
             stream.name: {
                 "weight": float(stream.weight),
+                "group": stream.group,
                 "epoch": place.epoch,
                 "position": place.position,
                 "given": place.given,
@@ -154,15 +167,13 @@ def mix_state_from_dict(
 ) -> MixState:
     """Build a state from a saved mapping; see ``MixOrder.from_dict``."""
     saved = _checked(mapping)
-    if saved["by"] == options.by == "rank" and saved["world_size"] != world_size:
-        raise StateError(
-            f"the state of a mixture by rank was saved on {saved['world_size']} ranks, this is "
-            f'{world_size}: resume on as many, or mix by="sample" or by="batch"'
-        )
-    weights = {stream.name: float(stream.weight) for stream in streams}
-    saved_weights = {name: place["weight"] for name, place in saved["streams"].items()}
-    chosen = (options.by, options.schedule, options.seed, weights)
-    unchanged = (saved["by"], saved["schedule"], saved["seed"], saved_weights) == chosen
+    _check_ranks(saved, options, world_size)
+    chosen = {stream.name: [float(stream.weight), stream.group] for stream in streams}
+    before = {name: [place["weight"], place["group"]] for name, place in saved["streams"].items()}
+    same = ("by", "schedule", "seed")
+    unchanged = chosen == before and all(saved[name] == getattr(options, name) for name in same)
+    # Which streams "once" still draws follows from what they have given, in its own epochs only.
+    unchanged &= (saved["ends"] == "once") == (options.ends == "once")
     places = []
     for stream in streams:
         place = saved["streams"].get(stream.name, {})
@@ -173,11 +184,20 @@ def mix_state_from_dict(
             )
         names = ("epoch", "position", "given", "draws")[: 4 if unchanged else 3]
         places.append(StreamState(**{name: place.get(name, 0) for name in names}))
-    state = MixState(tuple(places), saved["epoch"])
-    if unchanged and saved["turn"]:
-        turn = [stream.name for stream in streams].index(saved["turn"])
-        return replace(state, turn=turn, rounds_left=saved["rounds_left"])
-    return state
+    return MixState(tuple(places), saved["epoch"], saved["rounds_left"] if unchanged else 0)
+
+
+def _check_ranks(saved: Mapping[str, Any], options: MixOptions, world_size: int) -> None:
+    """Refuse a state by rank where another number of draws makes a batch."""
+    if not saved["by"] == options.by == "rank":
+        return
+    draws = saved["world_size"] // max(1, saved["ranks_per_draw"])
+    if draws != world_size // options.ranks_per_draw:
+        raise StateError(
+            f"the state of a mixture by rank was saved on {saved['world_size']} ranks, "
+            f"{saved['ranks_per_draw']} to a draw; this is {world_size}, {options.ranks_per_draw} "
+            'to a draw: resume on as many, or mix by="sample" or by="batch"'
+        )
 
 
 def _checked(mapping: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -186,21 +206,23 @@ def _checked(mapping: Mapping[str, Any]) -> Mapping[str, Any]:
         raise StateError(
             f"a state is a mapping, not a {type(mapping).__name__}: pass what state_dict() gave"
         )
-    kinds: dict[str, type] = {"by": str, "schedule": str, "turn": str, "streams": dict}
-    numbers = ("version", "seed", "world_size", "epoch", "rounds_left")
+    kinds: dict[str, type] = {"by": str, "schedule": str, "ends": str, "streams": dict}
+    numbers = ("version", "seed", "world_size", "ranks_per_draw", "epoch", "rounds_left")
     _check_names(mapping, kinds | dict.fromkeys(numbers, int), "the mixture")
     if mapping["version"] != _VERSION:
         raise StateError(
             f"the state of the mixture is of version {mapping['version']}, this shardkit reads "
             f"{_VERSION}: use the shardkit that saved it"
         )
-    kinds = {"weight": float} | dict.fromkeys(("epoch", "position", "given", "draws"), int)
+    kinds = {"weight": float, "group": str} | dict.fromkeys(
+        ("epoch", "position", "given", "draws"), int
+    )
     for name, place in mapping["streams"].items():
         _check_names(place, kinds, f"stream {name!r}")
         if min(place["epoch"], place["position"], place["given"], place["draws"]) < 0:
             raise StateError(f"the state has a negative number in stream {name!r}: it is damaged")
-    if mapping["turn"] and mapping["turn"] not in mapping["streams"]:
-        raise StateError(f"the state is in a turn of {mapping['turn']!r}, no stream of its own")
+    if min(mapping["epoch"], mapping["rounds_left"]) < 0 or mapping["world_size"] < 1:
+        raise StateError("the state of the mixture has a number below its least: it is damaged")
     return mapping
 
 

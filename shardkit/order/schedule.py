@@ -29,6 +29,13 @@ ScheduleName = Literal[
 _DIGITS = 6
 _MAX_ROUND = 100_000
 
+# "balanced" has no table: its weights are whole numbers of this sum at most, as exact as a run
+# of a billion draws can show.
+_MAX_PERIOD = 2**30
+
+# Draws by chance that are counted at once.
+_PIECE = 2**20
+
 
 class Schedule:
     """Draws streams by weight, without memory: equal arguments give equal draws.
@@ -40,6 +47,11 @@ class Schedule:
             round shuffled anew) and "fixed_random_order" (every round shuffled alike).
         weights: finite and positive, one per stream; only their ratios matter.
         seed: of the drawn and shuffled schedules.
+
+    Attributes:
+        whole: the weights as whole numbers.
+        period: their sum. In every so many draws each stream comes as often as ``whole`` says
+            (but for "random").
 
     Raises:
         ConfigError: a weight is not positive, or the weights make too long a round.
@@ -57,11 +69,15 @@ class Schedule:
                 "streams that should not be drawn"
             )
         self.name = name
-        self._shares = np.asarray(weights, np.float64) / math.fsum(weights)
         self._key = make_key("schedule", name, seed)
         self._round: Int64Array | None = None
-        if name not in ("balanced", "random"):
-            self._round = _layout(name, _counts_per_round(weights))
+        if name in ("balanced", "random"):
+            self.whole = _whole(weights)
+        else:
+            self.whole = _counts_per_round(weights)
+            self._round = _layout(name, self.whole)
+        self.period = sum(self.whole)
+        self._ends = np.cumsum(np.asarray(self.whole, np.float64) / self.period)[:-1]
 
     def draw(self, step: int, counts: Sequence[int], num_draws: int) -> Int64Array:
         """Return the streams of draws ``step`` to ``step + num_draws``: int64[num_draws].
@@ -73,10 +89,50 @@ class Schedule:
         """
         if self.name == "balanced":
             return interleave(self._balanced(step + num_draws, counts, num_draws))
+        return self._drawn(step, num_draws)
+
+    def count(self, step: int, counts: Sequence[int], num_draws: int) -> list[int]:
+        """Return how often each stream comes in these draws; see ``draw``."""
+        if self.name == "balanced":
+            return self._balanced(step + num_draws, counts, num_draws)
+        found: list[int] = np.bincount(
+            self._drawn(step, num_draws), minlength=len(self.whole)
+        ).tolist()
+        return found
+
+    def stride(self, num_draws: int) -> int:
+        """Return how many steps of ``num_draws`` are a stretch that ``total`` can count."""
+        if self.name != "balanced" or min(self.whole) * num_draws >= self.period:
+            return 1
+        return self.period // math.gcd(self.period, num_draws)
+
+    def total(self, step: int, num_draws: int) -> list[int]:
+        """Return how often each stream comes in very many draws, without making each.
+
+        Both numbers are whole strides of the steps in which this schedule is drawn.
+        """
+        if self.name == "random":
+            counted = np.zeros(len(self.whole), np.int64)
+            for start in range(step, step + num_draws, _PIECE):
+                drawn = self._drawn(start, min(_PIECE, step + num_draws - start))
+                counted += np.bincount(drawn, minlength=len(self.whole))
+            return counted.tolist()
+        before, after = self._counts_at(step), self._counts_at(step + num_draws)
+        return [n - m for n, m in zip(after, before, strict=True)]
+
+    def _counts_at(self, step: int) -> list[int]:
+        """How often each stream came in the draws before ``step``."""
+        if self.name == "balanced":  # at a stride nobody is ahead: all at once is as in steps
+            return self._balanced(step, [0] * len(self.whole), step)
+        rounds, rest = divmod(step, self.period)
+        last = np.bincount(self._drawn(step - rest, rest), minlength=len(self.whole)).tolist()
+        return [rounds * number + more for number, more in zip(self.whole, last, strict=True)]
+
+    def _drawn(self, step: int, num_draws: int) -> Int64Array:
+        """Streams of draws that do not depend on those before."""
         if self._round is None:
             chance = (hash_range(step, step + num_draws, self._key) >> np.uint64(11)) * 2.0**-53
-            ends = np.cumsum(self._shares)[:-1]
-            return np.searchsorted(ends, chance, "right").astype(np.int64)
+            return np.searchsorted(self._ends, chance, "right").astype(np.int64)
         rounds, places = np.divmod(np.arange(step, step + num_draws), len(self._round))
         if self.name.endswith("random_order"):
             for number in np.unique(rounds).tolist():
@@ -88,17 +144,28 @@ class Schedule:
     def _round_key(self, number: int) -> int:
         return make_key("round", self._key, 0 if self.name.startswith("fixed") else number)
 
-    def _balanced(self, total: int, counts: Sequence[int], num_draws: int) -> Int64Array:
-        """Return how often each stream is drawn next, so that all come nearest to their shares."""
-        deficits = self._shares * total - np.asarray(counts)
-        draws: Int64Array = np.maximum(np.floor(deficits), 0).astype(np.int64)
-        while (missing := num_draws - int(draws.sum())) != 0:
-            by_need = np.argsort(draws - deficits, kind="stable")
-            if missing > 0:
-                draws[by_need[:missing]] += 1
-            else:
-                drawn = by_need[draws[by_need] > 0]
-                draws[drawn[missing:]] -= 1
+    def _balanced(self, total: int, counts: Sequence[int], num_draws: int) -> list[int]:
+        """Return how often each stream is drawn next, so that all come nearest to their shares.
+
+        In whole numbers: so ties are ties, and every ``period`` draws all shares are met exactly.
+        """
+        period = self.period
+        deficits = [w * total - n * period for w, n in zip(self.whole, counts, strict=True)]
+        if num_draws == 1:
+            draws = [0] * len(deficits)
+            draws[deficits.index(max(deficits))] = 1
+            return draws
+        draws = [max(deficit // period, 0) for deficit in deficits]
+        missing = num_draws - sum(draws)
+        while missing:
+            ahead = [n * period - deficit for n, deficit in zip(draws, deficits, strict=True)]
+            by_need = sorted(range(len(draws)), key=ahead.__getitem__)
+            if missing < 0:
+                by_need = [number for number in by_need if draws[number]]
+            change = 1 if missing > 0 else -1
+            for number in by_need[:missing] if missing > 0 else by_need[missing:]:
+                draws[number] += change
+            missing = num_draws - sum(draws)
         return draws
 
 
@@ -110,18 +177,31 @@ def interleave(counts: Sequence[int] | Int64Array) -> Int64Array:
     return streams[np.argsort((turns + 0.5) / total[streams], kind="stable")]
 
 
+def _whole(weights: Sequence[float]) -> list[int]:
+    """Turn weights into whole numbers of the same ratios, as they are written if that can be."""
+    counts = _smallest([Fraction(repr(float(weight))) for weight in weights])
+    total = sum(counts)
+    if total <= _MAX_PERIOD:
+        return counts
+    return [max(1, count * _MAX_PERIOD // total) for count in counts]
+
+
 def _counts_per_round(weights: Sequence[float]) -> list[int]:
-    """Turn weights into the smallest whole counts of the same ratios."""
-    fractions = [Fraction(str(round(weight, _DIGITS))) for weight in weights]
+    """Turn weights into the counts of a round, rounded to six digits."""
+    counts = _smallest([Fraction(str(round(weight, _DIGITS))) for weight in weights])
+    if 0 in counts or sum(counts) > _MAX_ROUND:
+        raise ConfigError(
+            f"weights {list(weights)} make a round of {sum(counts)} steps (at most {_MAX_ROUND}, "
+            'at least one per stream): use rounder weights, or schedule="balanced"'
+        )
+    return counts
+
+
+def _smallest(fractions: Sequence[Fraction]) -> list[int]:
+    """Return the smallest whole numbers of the same ratios."""
     scale = math.lcm(*(fraction.denominator for fraction in fractions))
     counts = [int(fraction * scale) for fraction in fractions]
-    divisor = math.gcd(*counts)
-    if 0 in counts or sum(counts) // divisor > _MAX_ROUND:
-        raise ConfigError(
-            f"weights {list(weights)} make a round of {sum(counts) // max(divisor, 1)} steps (at "
-            f"most {_MAX_ROUND}, at least one per stream): use rounder weights, or "
-            'schedule="balanced"'
-        )
+    divisor = max(1, math.gcd(*counts))
     return [count // divisor for count in counts]
 
 

@@ -41,6 +41,10 @@ def named(batch: Any) -> list[tuple[str, int]]:
     return [(name, number) for name, number, pad in rows if not pad]
 
 
+def tuple_of(samples: Any) -> tuple[int, ...]:
+    return tuple(sample["number"] for sample in samples)
+
+
 def epoch_of(loader: Any) -> list[list[tuple[str, int]]]:
     return [named(batch) for batch in loader]
 
@@ -124,6 +128,64 @@ class TestWeights:
         assert len(of_c) >= 60
         assert sorted(of_c[:20]) == sorted(of_c[20:40]) == list(range(20))
         assert of_c[:20] != of_c[20:40]
+
+    def test_once_gives_every_sample_of_every_stream_once_and_marks_pads(self) -> None:
+        loader = DataLoader(mix_of(c=True, ends="once"), 7, num_workers=2)
+        for _ in range(2):
+            batches = list(loader)
+            assert {len(batch["number"]) for batch in batches} == {7}
+            assert len(batches) == len(loader) == 18
+            seen = Counter(itertools.chain(*map(named, batches)))
+            assert len(seen) == 120
+            assert set(seen.values()) == {1}
+        loader.close()
+
+    def test_groups_of_streams_are_drawn_together_and_may_be_collated_in_their_own_way(
+        self,
+    ) -> None:
+        def make(rank: int) -> Mix:
+            world = World(rank, 2)
+            return Mix(
+                {
+                    "a": Stream(numbers(60, name="a", world=world), group="x"),
+                    "b": Stream(numbers(60, name="b", world=world), group="x"),
+                    "c": Stream(
+                        numbers(60, name="c", world=world), 2, group="y", collate_fn=tuple_of
+                    ),
+                },
+                by="rank",
+            )
+
+        ranks = []
+        for rank in range(2):
+            with DataLoader(make(rank), 4, num_workers=2) as loader:
+                ranks.append(list(loader))
+        names = {
+            tuple("c" if isinstance(one, tuple) else one["__stream__"] for one in step)
+            for step in zip(*ranks, strict=True)
+        }
+        assert names == {("a", "b"), ("b", "a"), ("c", "c")}
+
+    def test_a_streams_global_batch_size_holds_on_any_number_of_ranks(self) -> None:
+        def sets_of(world_size: int) -> list[list[tuple[str, int]]]:
+            ranks = []
+            for rank in range(world_size):
+                world = World(rank, world_size)
+                streams = {
+                    "a": Stream(numbers(60, name="a", world=world), global_batch_size=12),
+                    "b": Stream(numbers(60, name="b", world=world)),
+                }
+                loader = DataLoader(Mix(streams, by="batch"), global_batch_size=6, num_workers=0)
+                ranks.append(epoch_of(loader))
+            return [sorted(itertools.chain(*step)) for step in zip(*ranks, strict=True)]
+
+        assert sets_of(1) == sets_of(2) == sets_of(3)
+        assert {len(batch) for batch in sets_of(1)} == {6, 12}
+
+    def test_a_weight_of_nothing_leaves_a_stream_out(self) -> None:
+        mix = Mix({"a": (numbers(9), 1), "b": (numbers(9, name="b"), 0)})
+        assert list(mix.streams) == ["a"]
+        assert list(Mix([numbers(9), numbers(9, name="b")], [0, 2]).streams) == ["1"]
 
     def test_never_ending_has_no_length(self) -> None:
         with pytest.raises(TypeError, match="has no length"):
@@ -292,6 +354,7 @@ class TestArguments:
             ([numbers(9)], [1, 2], "one for each of"),
             ([numbers(9)], {"a": 1}, "one for each of"),
             ({"a": (numbers(9), 2.0)}, [1], "given twice"),
+            ([(numbers(9), 0)], None, "of a weight above 0"),
             ([(numbers(9), -1.0)], None, "positive"),
             ([numbers(9), numbers(9, world=World(0, 2))], None, "different worlds"),
         ],
@@ -299,6 +362,14 @@ class TestArguments:
     def test_wrong_streams_are_refused(self, streams: Any, weights: Any, message: str) -> None:
         with pytest.raises(ConfigError, match=message):
             Mix(streams, weights)
+
+    def test_a_stream_has_one_batch_size_and_a_collate_of_its_own_only_in_batches_of_its_own(
+        self,
+    ) -> None:
+        with pytest.raises(ConfigError, match="two ways to say one thing"):
+            Stream(numbers(9), batch_size=2, global_batch_size=4)
+        with pytest.raises(ConfigError, match='needs by="batch" or by="rank"'):
+            Mix({"a": Stream(numbers(9), collate_fn=tuple_of)})
 
     def test_the_look_ahead_of_each_stream_gets_its_own_places(self) -> None:
         mix = mix_of()

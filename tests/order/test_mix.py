@@ -13,7 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shardkit.errors import ConfigError, StateError
-from shardkit.order import EpochOrder, MixBatch, MixOptions, MixOrder, MixState, MixStream
+from shardkit.order import (
+    EpochOrder,
+    MixBatch,
+    MixOptions,
+    MixOrder,
+    MixState,
+    MixStream,
+    count_batches,
+)
 from tests.order.orders import make_order
 
 STREAMS = (
@@ -81,7 +89,7 @@ def test_ranks_make_equally_many_batches_of_equal_size_and_agree_on_the_state(
     by: str, ends: str, world_size: int
 ) -> None:
     steps = run_ranks(world_size, by=by, ends=ends)
-    assert len(steps) == make_mix(world_size=world_size, by=by, ends=ends).num_batches()
+    assert len(steps) == count_batches(make_mix(world_size=world_size, by=by, ends=ends))
     for step in steps:
         assert {len(batch.interleave) for batch in step} == {12 // world_size}
         assert len({batch.state for batch in step}) == 1
@@ -190,7 +198,7 @@ def test_all_ends_when_every_stream_has_been_seen_whole() -> None:
 
 def test_never_goes_on_over_epochs_and_keeps_its_weights() -> None:
     mix = make_mix(ends="never")
-    assert mix.num_batches() is None
+    assert count_batches(mix) is None
     batches = run(mix, limit=200)
     counts = Counter(stream for stream, _, _ in samples(*batches))
     assert [counts[stream] for stream in range(3)] == [1440, 720, 240]
@@ -253,7 +261,9 @@ def test_by_rank_ranks_draw_streams_of_their_own_and_all_meet_the_weights() -> N
 def test_by_rank_a_state_of_another_world_size_is_refused() -> None:
     mix = make_mix(world_size=2, by="rank")
     saved = mix.to_dict(run(mix, limit=3)[-1].state)
-    with pytest.raises(StateError, match="saved on 2 ranks, this is 4: resume on as many"):
+    with pytest.raises(
+        StateError, match="saved on 2 ranks, 1 to a draw; this is 4, 1 to a draw: resume on as many"
+    ):
         make_mix(world_size=4, by="rank").from_dict(saved)
 
 
@@ -302,7 +312,7 @@ def test_a_stream_that_shrank_is_refused() -> None:
     [
         ({"version": 9}, "version 9, this shardkit reads 1"),
         ({"epoch": "0"}, "epoch='0', not of type int"),
-        ({"turn": "gone"}, "in a turn of 'gone'"),
+        ({"rounds_left": -1}, "a number below its least"),
         ({"more": 1}, r"unknown \['more'\]"),
         ({"streams": {"photos": {"epoch": 0}}}, "of stream 'photos' lacks"),
         ({"streams": []}, "streams="),
@@ -332,11 +342,24 @@ def test_a_negative_number_or_no_mapping_is_refused() -> None:
         ((MixStream("a", 0),), {}, "0 samples has not one batch"),
         ((MixStream("a", 5),), {"by": "batch", "remainder": "drop"}, "5 samples has not one batch"),
         ((MixStream("a", 50, num_accumulation=2),), {}, 'more than 1 needs by="batch"'),
+        ((MixStream("a", 50, group="g"),), {"by": "batch"}, 'groups need by="rank"'),
+        (STREAMS, {"ranks_per_draw": 2}, 'more than 1 needs by="rank"'),
+        (STREAMS, {"by": "rank", "ranks_per_draw": 3, "world_size": 4}, "does not divide 4 ranks"),
+        (STREAMS, {"by": "rank", "ends": "once"}, "leaves some ranks with nothing"),
+        (
+            (MixStream("a", 50), MixStream("b", 50, num_accumulation=2)),
+            {"by": "rank", "world_size": 2},
+            "give all of a group the same number",
+        ),
         ((MixStream("a", 50, num_accumulation=0),), {"by": "batch"}, "must be at least 1"),
         ((MixStream("a", 50, global_batch_size=7),), {"by": "rank", "world_size": 2}, "multiple"),
         ((MixStream("a", 5), MixStream("b", 500)), {}, "runs out before the mixture's first batch"),
         (STREAMS, {"by": "step"}, "by='step' is not one of sample, batch, rank"),
-        (STREAMS, {"ends": "last"}, "ends='last' is not one of first, all, never"),
+        (
+            STREAMS,
+            {"ends": "last"},
+            "ends='last' is not one of first, all, once, never, photos, clips, texts",
+        ),
         (STREAMS, {"size": 2, "world_size": 3}, "gives some of 3 ranks nothing"),
     ],
 )
@@ -354,3 +377,154 @@ def test_the_order_of_a_batch_spreads_its_streams_evenly() -> None:
     mixed = row[batch.interleave]
     assert sorted(batch.interleave.tolist()) == list(range(16))
     assert all(np.bincount(mixed[i : i + 4], minlength=3).tolist() == [2, 1, 1] for i in (0, 4, 8))
+
+
+GROUPED = (
+    MixStream("a", 6000, 0.3, group="still"),
+    MixStream("b", 6000, 0.3, group="still"),
+    MixStream("c", 6000, 0.4, num_accumulation=2, group="moving"),
+)
+
+
+def drawn_by_ranks(
+    streams: tuple[MixStream, ...], limit: int, world_size: int = 4, **options: Any
+) -> list[list[int]]:
+    """The stream of each rank, step by step."""
+    ranks = [
+        run(make_mix(streams, 8, rank, world_size, by="rank", **options), limit=limit)
+        for rank in range(world_size)
+    ]
+    return [[batch.parts[0].stream for batch in step] for step in zip(*ranks, strict=True)]
+
+
+def test_by_rank_each_turn_is_of_one_group_and_groups_meet_their_weights() -> None:
+    steps = drawn_by_ranks(GROUPED, 140)
+    assert {frozenset(step) for step in steps} == {frozenset({0, 1}), frozenset({2})}
+    turns = Counter(frozenset(step) for step in steps)
+    assert turns[frozenset({0, 1})] == 60  # 0.6 of the turns
+    assert turns[frozenset({2})] == 80  # 0.4 of the turns, of two batches each
+    assert all(Counter(step) == {0: 2, 1: 2} for step in steps if 2 not in step)
+
+
+def test_by_rank_a_turn_of_several_rounds_keeps_each_ranks_stream() -> None:
+    streams = tuple(MixStream(name, 600, 0.5, num_accumulation=3) for name in "ab")
+    steps = drawn_by_ranks(streams, 12)
+    assert [steps[i] for i in (0, 3, 6, 9)] == [steps[i] for i in (2, 5, 8, 11)]
+    assert len({tuple(step) for step in steps}) > 1
+
+
+def test_by_rank_so_many_ranks_in_a_row_draw_together() -> None:
+    streams = (MixStream("a", 600, 0.5), MixStream("b", 600, 0.5))
+    steps = drawn_by_ranks(streams, 20, ranks_per_draw=2)
+    assert all(step[0] == step[1] and step[2] == step[3] for step in steps)
+    assert {step[0] for step in steps} == {0, 1}
+    saved = make_mix(streams, 8, 0, 4, by="rank", ranks_per_draw=2)
+    state = saved.to_dict(run(saved, limit=3)[-1].state)
+    more = make_mix(streams, 8, 0, 8, by="rank", ranks_per_draw=4)  # as many draws in a batch
+    assert more.from_dict(state).streams == run(saved, limit=3)[-1].state.streams
+
+
+@pytest.mark.parametrize("remainder", ["pad", "keep"])
+@pytest.mark.parametrize("by", ["sample", "batch"])
+@pytest.mark.parametrize("schedule", ["balanced", "random", "consecutive"])
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_once_gives_each_sample_of_each_stream_once(
+    by: str, schedule: str, world_size: int, remainder: str
+) -> None:
+    options = {"by": by, "schedule": schedule, "ends": "once", "remainder": remainder}
+    steps = run_ranks(world_size, **options)
+    seen = Counter(key for step in steps for key in samples(*step))
+    assert set(seen.values()) == {1}
+    assert len(seen) == sum(stream.num_samples for stream in STREAMS)
+    assert len(steps) == count_batches(make_mix(world_size=world_size, **options))
+    if remainder == "pad":
+        assert {len(batch.interleave) for step in steps for batch in step} == {12 // world_size}
+    second = run(make_mix(**options), make_mix(**options).next_epoch(steps[-1][0].state))
+    assert Counter(samples(*second)).keys() == {(stream, 1, i) for stream, _, i in seen}
+
+
+def test_once_keeps_the_weights_of_the_streams_that_are_left() -> None:
+    streams = (MixStream("a", 20, 0.5), MixStream("b", 400, 0.3), MixStream("c", 400, 0.2))
+    batches = run(make_mix(streams, 10, ends="once"))
+    counts = [Counter(stream for stream, _, _ in samples(batch)) for batch in batches]
+    assert counts[:4] == [{0: 5, 1: 3, 2: 2}] * 4
+    assert counts[4:30] == [{1: 6, 2: 4}] * 26
+
+
+@pytest.mark.parametrize("by", ["sample", "batch"])
+def test_once_restored_after_every_batch_the_rest_is_the_same(by: str) -> None:
+    mix = make_mix(by=by, ends="once", schedule="random")
+    whole = run(mix)
+    for done, batch in enumerate(whole, 1):
+        rest = run(mix, mix.from_dict(json.loads(json.dumps(mix.to_dict(batch.state)))))
+        assert [samples(b) for b in rest] == [samples(b) for b in whole[done:]]
+
+
+def test_an_epoch_can_end_with_a_stream_of_ones_choice() -> None:
+    batches = run(make_mix(ends="clips"))
+    counts = Counter(stream for stream, _, _ in samples(*batches))
+    assert 50 - 4 < counts[1] <= 50  # less than a batch's share is left for the next epoch
+    assert counts[2] > STREAMS[2].num_samples  # the smaller one has begun again
+    assert count_batches(make_mix(ends="clips")) == len(batches)
+
+
+def test_drop_ends_a_stream_at_its_last_full_batch() -> None:
+    streams = (MixStream("a", 25), MixStream("b", 45))
+    batches = run(make_mix(streams, 10, by="batch", remainder="drop", ends="all"))
+    counts = Counter((part.stream, part.epoch) for b in batches for part in b.parts)
+    assert counts[1, 0] == 4
+    assert (1, 1) not in counts
+
+
+@settings(max_examples=25)
+@given(
+    sizes=st.lists(st.integers(20, 6000), min_size=1, max_size=4),
+    weights=st.lists(st.sampled_from([0.5, 0.3, 1, 2, 7, 0.123456]), min_size=4, max_size=4),
+    size=st.integers(1, 9),
+    by=st.sampled_from(["sample", "batch", "rank"]),
+    schedule=st.sampled_from(["balanced", "random", "consecutive_interleaved", "random_order"]),
+    ends=st.sampled_from(["first", "all", "once", "s0"]),
+    remainder=st.sampled_from(["pad", "drop", "keep"]),
+    num_accumulation=st.integers(1, 3),
+    has_groups=st.booleans(),
+)
+def test_batches_are_counted_as_if_each_was_drawn(
+    sizes: list[int],
+    weights: list[float],
+    size: int,
+    num_accumulation: int,
+    has_groups: bool,
+    **options: Any,
+) -> None:
+    by_rank = options["by"] == "rank"
+    streams = tuple(
+        MixStream(
+            f"s{i}",
+            num_samples,
+            weight,
+            num_accumulation=num_accumulation if options["by"] != "sample" else 1,
+            group=f"g{i % 2}" if by_rank and has_groups else "",
+        )
+        for i, (num_samples, weight) in enumerate(zip(sizes, weights, strict=False))
+    )
+    try:
+        mix = make_mix(streams, 2 * size, 0, 2, **options)
+    except ConfigError:
+        return  # what can not be is refused, as tests above say
+    state: MixState | None = mix.start()
+    drawn = -1
+    while state is not None:
+        state = mix.step(state)
+        drawn += 1
+    assert count_batches(mix) == drawn
+
+
+@pytest.mark.parametrize("by", ["sample", "batch", "rank"])
+@pytest.mark.parametrize("weights", [(0.6, 0.4), (2.0, 1.0), (0.999, 0.001)])
+def test_the_batches_of_a_trillion_samples_are_counted_at_once(
+    by: str, weights: tuple[float, float]
+) -> None:
+    streams = (MixStream("a", 10**12, weights[0]), MixStream("b", 10**12, weights[1]))
+    found = count_batches(make_mix(streams, 256, 0, 4, by=by))
+    share = weights[0] / sum(weights)
+    assert found == pytest.approx(10**12 / 256 / share, rel=1e-6)
