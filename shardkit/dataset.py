@@ -263,6 +263,7 @@ class SampleDataset(IterableBase):
             fingerprint=self.stream.source.fingerprint,
             selection=self.stream.selection.key,
             num_samples=self.num_samples,
+            extends=self._extends,
         )
         if state.shuffle != self._options.shuffle:
             raise StateError(
@@ -307,10 +308,19 @@ class SampleDataset(IterableBase):
                 self.failed(outcome)
                 progress.done = slot
                 continue
+            if len(outcome) == 1:  # nearly always
+                progress.done = slot
+                yield outcome[0]
+                continue
             if len(outcome) > 1:
                 yield from outcome[:-1]  # the slot counts with its last sample: nothing is lost
             progress.done = slot
             yield from outcome[-1:]
+
+    def _extends(self, fingerprint: str) -> bool:
+        """Whether this is the data set of that fingerprint with others' samples added behind."""
+        del fingerprint
+        return False
 
     def _split(self) -> Split:
         return Split.bare(
@@ -427,6 +437,7 @@ class ShardDataset(SampleDataset):
                 in_parts=bool(ranged),
             ),
         )
+        self._shards = dataset
         if buffer_size is None:
             buffer_size = default_buffer_size(dataset, cache.limit, DEFAULT_BUFFER_SIZE)
         super().__init__(
@@ -438,3 +449,6 @@ class ShardDataset(SampleDataset):
             max_failures=max_failures,
             world=world,
         )
+
+    def _extends(self, fingerprint: str) -> bool:
+        return self._shards.extends(fingerprint)

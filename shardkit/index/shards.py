@@ -24,7 +24,14 @@ from shardkit.index.groups import Groups
 from shardkit.index.places import ShardPlaces
 from shardkit.index.scratch import Scratch
 from shardkit.index.sources import identify
-from shardkit.index.tar_groups import ScannedTar, TarGroups, fingerprint_of, open_packed, scan_tars
+from shardkit.index.tar_groups import (
+    ScannedTar,
+    TarGroups,
+    fingerprint_of,
+    open_packed,
+    scan_tars,
+    tars_extend,
+)
 from shardkit.storage.protocol import ObjectInfo, Store
 
 __all__ = ["PackedDataset", "PlainTars", "ShardLayout", "ShardSet", "open_shards"]
@@ -70,6 +77,10 @@ class ShardSet(Protocol):
     @property
     def counts(self) -> npt.NDArray[np.int64]:
         """Samples per shard."""
+        ...
+
+    def extends(self, fingerprint: str) -> bool:
+        """Whether the shards of that fingerprint are the first of these, and others came later."""
         ...
 
     @property
@@ -167,6 +178,10 @@ class PackedDataset:
     def metadata(self) -> Sequence[str]:
         """Columns of the manifest."""
         return tuple(self.manifest.metadata)
+
+    def extends(self, fingerprint: str) -> bool:
+        """See ``ShardSet``."""
+        return self.shards.extends(fingerprint)
 
     def num_bytes(self, shard: int) -> int:
         """See ``ShardSet``."""
@@ -285,6 +300,10 @@ class PlainTars:
     def shard_url(self, shard: int) -> str:
         """URL of the tar, or of its decompressed copy."""
         return self.tars[shard].url
+
+    def extends(self, fingerprint: str) -> bool:
+        """See ``ShardSet``."""
+        return tars_extend(self.tars, fingerprint)
 
     def num_bytes(self, shard: int) -> int:
         """See ``ShardSet``."""

@@ -16,7 +16,7 @@ from xxhash import xxh3_128_hexdigest
 from shardkit.errors import IndexDataError
 from shardkit.executors import Executor, Report, nothing
 from shardkit.format.adopted import layout_xxh3
-from shardkit.format.manifest import fingerprint
+from shardkit.format.manifest import extends, fingerprint
 from shardkit.format.sidecar import KEY, MEMBER_TYPE, metadata_names
 from shardkit.index.columns import URL_COLUMN
 from shardkit.index.kept import Kept
@@ -192,7 +192,16 @@ def open_packed(places: ShardPlaces) -> PackedGroups:
 
 def fingerprint_of(tars: Sequence[ScannedTar]) -> str:
     """Identity of the tars' samples: what the manifest says when they are adopted."""
-    return fingerprint(np.array([int(tar.identity, 16) for tar in tars], dtype=np.uint64))
+    return fingerprint(_identities(tars))
+
+
+def tars_extend(tars: Sequence[ScannedTar], earlier: str) -> bool:
+    """Whether ``earlier`` is the fingerprint of the first of these tars, and others came later."""
+    return extends(_identities(tars), earlier)
+
+
+def _identities(tars: Sequence[ScannedTar]) -> npt.NDArray[np.uint64]:
+    return np.array([int(tar.identity, 16) for tar in tars], dtype=np.uint64)
 
 
 def open_tars(

@@ -43,7 +43,7 @@ Its state (``state.py``)::
 
     state = State(fingerprint=…, selection=…, num_samples=…, epoch=…, position=…, …)
     state.to_dict(); State.from_dict(mapping)              # plain JSON values; every field checked
-    epoch, position = state.check(fingerprint=…, selection=…, num_samples=…, extends=())
+    epoch, position = state.check(fingerprint=…, selection=…, num_samples=…, extends=…)
                                                            # where to go on; StateError says why not
     state.options()                                        # the ShuffleOptions it was made with
     state.explain()                                        # in words

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, get_args
 
@@ -120,7 +120,7 @@ class State:
         fingerprint: str,
         selection: str,
         num_samples: int,
-        extends: Collection[str] = (),
+        extends: Callable[[str], bool] = lambda _: False,
     ) -> tuple[int, int]:
         """Refuse a state that is not of this data set and selection; return where to go on.
 
@@ -128,7 +128,7 @@ class State:
             fingerprint: of the data set that the state is loaded into.
             selection: its selection's key.
             num_samples: its N.
-            extends: fingerprints of the data sets that it extends; a state of one of them is good
+            extends: whether it extends the data set of a fingerprint: a state of that one is good
                 at an epoch's start or end.
 
         Returns:
@@ -147,7 +147,7 @@ class State:
                 "that saved it, or start the epoch again"
             )
         if self.fingerprint != fingerprint:
-            if self.fingerprint not in extends:
+            if not extends(self.fingerprint):
                 raise StateError(
                     f"the state is of data set {self.fingerprint!r}, this is {fingerprint!r}: "
                     "open the data set that it was saved on"
