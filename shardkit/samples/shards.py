@@ -39,6 +39,9 @@ _ROWS_AT_ONCE = 4_096
 _MAX_OPEN = 256
 """Shards kept open: a buffer of 10,000 samples spans ten shards of the usual size; the kernel
 allows 65,530 maps a process and often 1,024 open files."""
+_MAX_AT_ONCE = 64
+"""Shards opened before the first sample of a block is given: ~2 ms each. Only "global" over very
+many shards has as many in a block, one a sample."""
 _MAX_ROWS = 4_000_000
 """Rows of the layouts kept: about 100 bytes each, so 400 MB at the most."""
 
@@ -92,6 +95,7 @@ class ShardSource:
         self._fetcher: ShardFetcher | None = None  # made in the process that needs it
         self._num_ahead = 0  # blocks of ``ahead`` so far; guarded by _lock
         self._open: OrderedDict[int, OpenShard] = OrderedDict()  # guarded by _lock
+        self._pinned: dict[int, int] = {}  # bytes of the cache that each of _open holds; likewise
         self._opening: dict[int, threading.Lock] = {}  # one opener a shard; guarded by _lock
         self._layouts: OrderedDict[int, ShardLayout] = OrderedDict()  # guarded by _lock
         self._lock = threading.Lock()
@@ -223,7 +227,7 @@ class ShardSource:
                     return shards, first, error
                 continue
             num_bytes += self._pinned_bytes(shard)
-            if shards and num_bytes > self._room():
+            if shards and (num_bytes > self._room() or len(shards) >= _MAX_AT_ONCE):
                 return shards, first, None
             try:
                 shards[shard] = self._shard(shard)
@@ -308,6 +312,7 @@ class ShardSource:
             with self._lock:
                 self._opening.pop(shard, None)
                 self._open[shard] = opened
+                self._pinned[shard] = self._pinned_bytes(shard)
                 self._close_some()
             return opened
 
@@ -346,13 +351,13 @@ class ShardSource:
     def _close_some(self) -> None:
         """Forget the longest unused shards; they close when their last reader is done."""
         num_rows = sum(len(shard.layout) for shard in self._open.values())
-        num_bytes = sum(map(self._pinned_bytes, self._open))
+        num_bytes = sum(self._pinned.values())
         while len(self._open) > 1 and (
             len(self._open) > _MAX_OPEN or num_rows > _MAX_ROWS or num_bytes > self._room()
         ):
             number, closed = self._open.popitem(last=False)
             num_rows -= len(closed.layout)
-            num_bytes -= self._pinned_bytes(number)
+            num_bytes -= self._pinned.pop(number)
 
     def _pinned_bytes(self, shard: int) -> int:
         """Bytes of the cache that an open shard holds."""
