@@ -317,7 +317,11 @@ def _tar_bytes(size: int | None) -> int:
 
 
 def _sampled_sizes(sample: Sequence[Rows], store: Store) -> list[int]:
-    """Tar bytes of the sampled rows that can be found, asked of the store."""
+    """Tar bytes of the sampled rows that can be found, asked of the store where they must be."""
+    if all(_sizes_known(rows) for rows in sample):
+        known = [size for rows in sample for size in _row_sizes(rows).tolist()]
+        if any(known):
+            return known
 
     def size(place: tuple[Rows, int]) -> int | StoreError:
         rows, row = place

@@ -150,7 +150,7 @@ def open_reshard(
     if members is not None:
         _check_members(groups, selection, exts)
     if options.metadata_member == "auto":
-        options = replace(options, metadata_member=_metadata_member(shards))
+        options = replace(options, metadata_member=_metadata_member(shards, exts))
     selections: Mapping[str, Selection | None] = {"": selection}
     if not split.is_whole:
         selections = split_rows(groups, selection, split, options.seed, kept)
@@ -198,9 +198,11 @@ def _check_members(groups: Groups, selection: Selection | None, exts: tuple[str,
         )
 
 
-def _metadata_member(shards: ShardSet) -> str:
+def _metadata_member(shards: ShardSet, exts: Sequence[str]) -> str:
     """The ext under which the source's tars hold the metadata, ``"none"`` if they don't."""
     hidden = set(shards.exts) - set(shards.default_exts)
+    if hidden == {"meta.json" if "json" in exts else "json"} or not shards.metadata:
+        return "auto"  # comes to the same, and is what a pack of these samples would say
     return min(hidden) if hidden else "none"
 
 

@@ -29,7 +29,7 @@ from shardkit.format.sizes import show_size
 from shardkit.index.groups import Groups
 from shardkit.index.index import Index
 from shardkit.index.shards import ShardSet
-from shardkit.pack.output import Output, check_writable
+from shardkit.pack.output import WORK_FOLDER, Output, check_writable
 from shardkit.pack.plan import PackOptions, Plan, make_plan
 from shardkit.pack.reshard_cost import Cost, Measures, Way, costs
 from shardkit.pack.reshard_task import AllShardsTask, ReshardTask
@@ -51,6 +51,7 @@ from shardkit.pack.spill import (
     spill_name,
 )
 from shardkit.pack.write import shard_task
+from shardkit.storage.boundary import map_os_errors
 from shardkit.storage.protocol import Store
 from shardkit.storage.urls import is_local
 
@@ -242,6 +243,8 @@ class Reshard:
         there = output.files()
         todo = [number for number in range(len(batches)) if spill_name(number) not in there]
         _check_room(output.url, self._taken[1] - sum(there.values()))
+        with map_os_errors("write", output.url):
+            os.makedirs(output.url, exist_ok=True)
         task = SpillTask(self.source, self.store, self.exts, tuple(destinations), batches, output)
         try:
             for _ in executor.run(task, todo, report):
@@ -296,8 +299,9 @@ class Reshard:
     def _clear(self, plans: Sequence[Plan]) -> None:
         """Remove what was spilled: everything is published."""
         shutil.rmtree(self._spill_output(plans).url, ignore_errors=True)
-        with contextlib.suppress(OSError):  # not there, or another run is still in it
-            os.rmdir(self.spill_folder)
+        if os.path.basename(self.spill_folder) == WORK_FOLDER:
+            with contextlib.suppress(OSError):  # not there, or another run is still in it
+                os.rmdir(self.spill_folder)
 
 
 def _check_room(folder: str, num_bytes: int) -> None:

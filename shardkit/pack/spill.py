@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from xxhash import xxh3_64
 
-from shardkit.errors import CorruptError
+from shardkit.errors import ConfigError, CorruptError
 from shardkit.executors import Report
 from shardkit.format.tar import checksum
 from shardkit.index.index import Index
@@ -118,7 +118,18 @@ class SpillTask:
     output: Output
 
     def __call__(self, item: int, report: Report) -> int:
-        """Write one spill file whole, and give it its name."""
+        """Write one spill file whole, and give it its name.
+
+        Raises:
+            ConfigError: this machine does not see the folder that the run has made.
+            CorruptError: a member fails its checksum.
+        """
+        if not os.path.isdir(self.output.url):
+            raise ConfigError(
+                f"{self.output.url} is not there on {os.uname().nodename}: all machines must see "
+                "the same spill folder. Name one of a shared filesystem (--scratch), or read "
+                "ranges (--way ranges)"
+            )
         shards = range(*self.batches[item])
         wanted = _Wanted.of([self._wanted(shard) for shard in shards], len(self.exts))
         with self.output.temporary() as path:
