@@ -81,7 +81,7 @@ def walk(dataset: object) -> None:
 
 
 def walk_loader(shards: str) -> None:
-    dataset = ShardDataset(shards, shuffle="none")
+    dataset = ShardDataset(shards, shuffle="none", cache_dir=os.path.join(shards, "..", "cache"))
     with DataLoader(dataset, batch_size=64, num_workers=2, collate_fn=list) as loader:
         walk(loader)
 
@@ -131,10 +131,11 @@ def main() -> None:
         large_shards = write_and_pack(large, os.path.join(folder, "large"))
         tars = os.path.join(shards, "shard-000000.tar")
         large_tars = os.path.join(large_shards, "shard-000000.tar")
-        full = ShardDataset(shards, shuffle="none")
+        cache = os.path.join(folder, "cache")
+        full = ShardDataset(shards, shuffle="none", cache_dir=cache)
         cropped = [image_pipeline("jpg", (224, 224), zoom=224 / 256)]
-        small = ShardDataset(shards, shuffle="none", transforms=cropped)
-        from_large = ShardDataset(large_shards, shuffle="none", transforms=cropped)
+        small = ShardDataset(shards, shuffle="none", transforms=cropped, cache_dir=cache)
+        from_large = ShardDataset(large_shards, shuffle="none", transforms=cropped, cache_dir=cache)
         compare(
             "full size, one thread",
             len(photos),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import pyarrow as pa
 
@@ -12,7 +13,6 @@ from shardkit.decode.registry import DecodeOption
 from shardkit.errors import ConfigError
 from shardkit.index.index import Index
 from shardkit.index.open import open_index
-from shardkit.index.scratch import Scratch
 from shardkit.order.epoch import Shuffle
 from shardkit.samples.failures import OnError
 from shardkit.samples.maker import SampleMaker
@@ -25,14 +25,20 @@ from shardkit.storage.store import open_store
 from shardkit.transforms.pipeline import Pipeline
 from shardkit.world import World
 
-__all__ = ["StreamingDataset"]
+__all__ = ["Revalidate", "StreamingDataset"]
+
+Revalidate = Literal["open", "never"]
+
+_CLOCK_NS = 20_000_000
+"""Times of files lag behind the clock by up to a tick of the kernel, 10 ms."""
 
 
 class StreamingDataset(SampleDataset):
     """Samples of raw files, in the order, cache, fetch, decode and state of ``ShardDataset``.
 
     Args:
-        src: any index: a file, wildcard, list, folder, table or DataFrame; see ``open_index``.
+        src: any index: a file, wildcard, list, folder, table or DataFrame; see ``open_index``,
+            whose result may be given too, where more is to be said of it than can be said here.
         dst: local folder where far files are kept, shared by all that name it.
         data_type: of folders: keep samples with a member of this type ("image", "video", …).
         columns_to_load: columns that hold files; members then go by their column's name. Default:
@@ -46,7 +52,6 @@ class StreamingDataset(SampleDataset):
             samples mixed within ``buffer_size``; the default) or "global".
         buffer_size: how far "buffer" mixes, in samples; default 10,000.
         seed: of the order and of random transforms.
-        inline: columns whose values become members, ``"caption=txt"``.
         metadata: metadata columns to give; default all others.
         where: condition in DuckDB's SQL over the index, or a whole ``SELECT … FROM dataframe``.
         weights: a numeric metadata column, or a function from a table of metadata to a number a
@@ -58,12 +63,16 @@ class StreamingDataset(SampleDataset):
             several, or to None; they choose what is fetched.
         data_providers: by member name, functions from an index row to the member's bytes.
         transforms: from sample to sample, samples or None; see ``shardkit.transforms``.
+        ranged: members, such as ``["mp4"]``, that are not fetched whole and not kept: their
+            decoders read the parts they need, a clip of a film a few per cent of it.
         decode: "auto" decodes by ext, None gives bytes, "path" a local path that is good for as
             long as it is held, a mapping overrides by ext or name.
         on_error: "raise", "skip" or "replace"; see ``ShardDataset``.
         max_failures: end the run when more than so many samples have failed.
+        revalidate: "open" asks of each far file that was in the cache before this data set was
+            opened, once, whether it is still the same, and fetches it anew if not: one small
+            request a file. "never" takes what is cached as it is.
         storage_options: of the store.
-        scratch: local folder for what of the index has to be converted or filtered.
         world: which part of the samples is ours; default what torch.distributed says.
 
     Raises:
@@ -83,7 +92,6 @@ class StreamingDataset(SampleDataset):
         shuffle: Shuffle = "buffer",
         buffer_size: int | None = None,
         seed: int = 0,
-        inline: Sequence[str] | Mapping[str, str] | str | None = None,
         metadata: Sequence[str] | None = None,
         where: str | None = None,
         weights: Weights | None = None,
@@ -92,29 +100,47 @@ class StreamingDataset(SampleDataset):
         pre_download_transforms: Iterable[Any] | None = None,
         data_providers: Mapping[str, Provider] | None = None,
         transforms: Iterable[Any] | None = None,
+        ranged: Sequence[str] = (),
         decode: DecodeOption = "auto",
         on_error: OnError = "raise",
         max_failures: int | None = None,
+        revalidate: Revalidate = "open",
         storage_options: Mapping[str, Any] | None = None,
-        scratch: str | None = None,
         world: World | None = None,
     ) -> None:
         if num_downloading_workers < 1:
             raise ConfigError(
                 f"num_downloading_workers={num_downloading_workers} must be at least 1"
             )
-        store = open_store(storage_options)
-        index = open_index(
-            src,
-            key=index_col_name,
-            files=None if columns_to_load is None else list(columns_to_load),
-            inline=inline,
-            metadata=metadata,
-            where=where,
-            data_type=data_type,
-            store=store,
-            scratch=scratch,
-        )
+        if revalidate not in get_args(Revalidate):
+            raise ConfigError(f"revalidate={revalidate!r} is not one of 'open', 'never'")
+        if ranged and decode == "path":
+            raise ConfigError(
+                f"ranged={list(ranged)} has no paths to give: leave one of ranged= and "
+                "decode='path' out"
+            )
+        opened_ns = time.time_ns()
+        store, cache = open_store(storage_options), Cache(dst, cache_limit)
+        said = {
+            "index_col_name": index_col_name,
+            "columns_to_load": columns_to_load,
+            "metadata": metadata,
+            "where": where,
+            "data_type": data_type,
+        }
+        if isinstance(src, Index):
+            index = _as_opened(src, said)
+        else:
+            index = open_index(
+                src,
+                key=index_col_name,
+                files=None if columns_to_load is None else list(columns_to_load),
+                metadata=metadata,
+                where=where,
+                data_type=data_type,
+                store=store,
+                cache=cache,
+            )
         if shuffle == "global":
             index = index.mapped()
         options = RawOptions(
@@ -123,9 +149,11 @@ class StreamingDataset(SampleDataset):
             as_paths=decode == "path",
             before=Pipeline(pre_download_transforms),
             providers=dict(data_providers or {}),
+            ranged=[name.lower().removeprefix(".") for name in ranged],
+            since_ns=0 if revalidate == "never" else opened_ns - _CLOCK_NS,
             num_threads=num_downloading_workers,
         )
-        source = RawSource(index, store, Cache(dst, cache_limit), options)
+        source = RawSource(index, store, cache, options)
         self.index = index
         super().__init__(
             SampleStream(
@@ -135,7 +163,7 @@ class StreamingDataset(SampleDataset):
                     index.counts,
                     index.fingerprint,
                     Chosen(weights=weights, seed=seed, first=max_samples),
-                    Scratch(scratch),
+                    index.scratch,
                 ),
                 SampleMaker(None if decode == "path" else decode, transforms, index.source),
             ),
@@ -146,6 +174,16 @@ class StreamingDataset(SampleDataset):
             max_failures=max_failures,
             world=world,
         )
+
+
+def _as_opened(index: Index, said: Mapping[str, object]) -> Index:
+    """Return an index that was opened before, of which nothing more is to be said."""
+    twice = sorted(name for name, value in said.items() if value is not None)
+    if twice:
+        raise ConfigError(
+            f"{', '.join(twice)} and an index that is open already: say it to open_index"
+        )
+    return index
 
 
 class _MetadataGroups:

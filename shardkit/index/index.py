@@ -46,6 +46,7 @@ class Index:
         fingerprint: identity of the contents, the findings and the filter, the same in every
             process and run, another when any of them changes.
         selection: the rows that a filter left; None where all rows are.
+        scratch: where what was converted or filtered is kept.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class Index:
         self.findings = findings
         self.selection = selection
         self._groups = groups
-        self._scratch = scratch
+        self.scratch = scratch
         self._raw_counts = groups.counts
         self.counts: npt.NDArray[np.int64] = (
             self._raw_counts if selection is None else selection.counts
@@ -71,7 +72,7 @@ class Index:
         self._kept: Kept[pa.Table] = Kept(_KEPT_BYTES, lambda table: int(table.nbytes))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restore, (self.source, self._groups, self.findings, self.selection, self._scratch)
+        return _restore, (self.source, self._groups, self.findings, self.selection, self.scratch)
 
     def __repr__(self) -> str:
         return f"<Index of {self.num_rows:,} rows in {self.num_groups:,} groups: {self.source}>"
@@ -170,8 +171,8 @@ class Index:
         """
         if self._groups.in_memory:
             return self
-        groups = map_groups(self._groups, self._columns, self._scratch)
-        return _restore(self.source, groups, self.findings, self.selection, self._scratch)
+        groups = map_groups(self._groups, self._columns, self.scratch)
+        return _restore(self.source, groups, self.findings, self.selection, self.scratch)
 
     def check_keys(self) -> None:
         """Look at all keys, in bounded memory.
@@ -180,7 +181,7 @@ class Index:
             IndexDataError: a key is null or empty, or two rows have the same; names rows and value.
         """
         if self.findings.key is not None:
-            check_unique(self._key_batches, self._where, self._scratch, self.findings.key)
+            check_unique(self._key_batches, self._where, self.scratch, self.findings.key)
 
     def _key_batches(self) -> KeyBatches:
         """Yield (row numbers, keys as text) per group; filtered rows left out."""

@@ -32,6 +32,7 @@ from shardkit.index.spool import Spool, Write, keep_tables, keep_unnamed
 from shardkit.index.streams import open_stream
 from shardkit.index.tar_groups import open_packed, open_tars
 from shardkit.index.where import is_select, run_select, select_rows
+from shardkit.storage.cache import Cache
 from shardkit.storage.protocol import ObjectInfo, Store
 from shardkit.storage.store import open_store
 
@@ -59,6 +60,7 @@ def open_index(
     store: Store | None = None,
     scratch: str | None = None,
     executor: Executor | None = None,
+    cache: Cache | None = None,
 ) -> Index:
     """Open any index; nothing but footers, listings and the first rows is read.
 
@@ -83,6 +85,8 @@ def open_index(
             filtered; kept and used again. By default the user's own below the system's for
             temporary files.
         executor: where plain tars are scanned; by default threads.
+        cache: of the node, through which far Parquet is read, so that all its processes fetch a
+            row group once; by default each fetches for itself.
 
     Raises:
         NotFoundError: nothing is there.
@@ -98,6 +102,7 @@ def open_index(
         Scratch(scratch),
         Grouping("", folder_as, data_type),
         executor,
+        cache,
     )
     name, asked = _name(source), where
     opened = opener.open(source, max_files)
@@ -163,6 +168,7 @@ class _Opener:
     scratch: Scratch
     grouping: Grouping
     executor: Executor | None
+    cache: Cache | None
 
     def open(self, source: Any, max_files: int | None) -> _Opened:
         """Return the groups of any source."""
@@ -207,7 +213,7 @@ class _Opener:
 
     def _parquet(self, infos: Sequence[ObjectInfo]) -> Groups:
         """Read in place, unless a row group is so big that reading one would fill the memory."""
-        groups = open_parquet(self.store, infos)
+        groups = open_parquet(self.store, infos, self.cache)
         if not len(groups.counts) or groups.counts.max() <= _MOST_ROWS:
             return groups
         if len(infos) > 1:

@@ -18,6 +18,8 @@ from xxhash import xxh3_64_intdigest, xxh3_128
 from shardkit.errors import CorruptError, IndexDataError, NotFoundError, ShardkitError
 from shardkit.index.groups import ROWS_PER_GROUP
 from shardkit.index.kept import Kept
+from shardkit.index.shared_reads import SharedReads
+from shardkit.storage.cache import Cache
 from shardkit.storage.protocol import ObjectInfo, Store
 from shardkit.storage.urls import is_local, local_path
 
@@ -76,22 +78,24 @@ class ParquetGroups:
     A group is a run of row groups of one file, with ``ROWS_PER_GROUP`` rows or more where the
     file has that many: tiny row groups would cost a request each. Memory is O(groups); footers
     are parsed again when they are needed, and the last few are kept.
+
+    With a cache, what is read of far files is read once a node, not once a process.
     """
 
     in_memory = False
 
-    def __init__(self, store: Store, layout: ParquetLayout) -> None:
+    def __init__(self, store: Store, layout: ParquetLayout, cache: Cache | None = None) -> None:
         self.schema = layout.schema
         self.counts = layout.counts
         self.identity = layout.identity
-        self._store = store
+        self._reads = SharedReads(store, cache)
         self._layout = layout
         self._files = layout.files
         self._places = layout.places
         self._footers: Kept[pq.FileMetaData] = Kept(_KEPT_FOOTERS)
 
-    def __reduce__(self) -> tuple[type[ParquetGroups], tuple[Store, ParquetLayout]]:
-        return ParquetGroups, (self._store, self._layout)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ParquetGroups, (self._reads.store, self._layout, self._reads.cache)
 
     def read(self, group: int, columns: Sequence[str]) -> pa.Table:
         """Read exactly the column chunks of the group; far ones in parallel ranges."""
@@ -166,8 +170,7 @@ class ParquetGroups:
     def _source(self, info: ParquetFile) -> Any:
         if is_local(info.url):
             return local_path(info.url)
-        size = info.size if info.size >= 0 else self._store.stat(info.url).size
-        return RangeFile(self._store, info.url, size)
+        return RangeFile(self._reads, _sized(self._reads.store, info))
 
     def _footer(self, file: int) -> pq.FileMetaData:
         return self._footers.get(file, lambda: self._same_footer(self._files[file]))
@@ -179,7 +182,7 @@ class ParquetGroups:
             "on needs the file as it was)"
         )
         try:
-            footer, tail = _read_footer(self._store, info)
+            footer, tail = _read_footer(self._reads, info)
         except CorruptError as error:
             if info.footer_xxh3:
                 raise IndexDataError(changed) from error
@@ -192,17 +195,17 @@ class ParquetGroups:
 class RangeFile(io.RawIOBase):
     """A far object as a file to seek in: preloaded ranges from memory, the rest as asked for."""
 
-    def __init__(self, store: Store, url: str, size: int) -> None:
+    def __init__(self, reads: SharedReads, file: ParquetFile) -> None:
         super().__init__()
-        self._store = store
-        self._url = url
-        self._size = size
+        self._reads = reads
+        self._file = file
+        self._size = file.size
         self._position = 0
         self._loaded: list[tuple[int, bytes]] = []
 
     def preload(self, ranges: Sequence[tuple[int, int]]) -> None:
         """Fetch ranges at once; reads within them cost nothing more."""
-        data = self._store.get_ranges(self._url, ranges)
+        data = self._reads.get_ranges(self._file.url, self._file.version, ranges)
         self._loaded = [(start, part) for (start, _), part in zip(ranges, data, strict=True)]
 
     def readable(self) -> bool:
@@ -233,7 +236,7 @@ class RangeFile(io.RawIOBase):
         for first, data in self._loaded:
             if first <= start and stop <= first + len(data):
                 return data[start - first : stop - first]
-        return self._store.get_range(self._url, start, stop)
+        return self._reads.get_range(self._file.url, self._file.version, start, stop)
 
     def readinto(self, buffer: Any) -> int:
         """Fill a buffer."""
@@ -242,14 +245,22 @@ class RangeFile(io.RawIOBase):
         return len(data)
 
 
-def open_parquet(store: Store, infos: Sequence[ObjectInfo]) -> ParquetGroups:
+def open_parquet(
+    store: Store, infos: Sequence[ObjectInfo], cache: Cache | None = None
+) -> ParquetGroups:
     """Read the footers of these files, in parallel, and nothing else.
+
+    Args:
+        store: where they are.
+        infos: of the files.
+        cache: of the node, through which far files are read.
 
     Raises:
         CorruptError: a file is no Parquet file, or is cut.
         IndexDataError: the files disagree about a column's type.
     """
     files = [ParquetFile(info.url, info.size, info.version) for info in infos]
+    reads = SharedReads(store, cache)
     whole = (
         all(is_local(file.url) for file in files) and sum(f.size for f in files) <= _HASHED_WHOLE
     )
@@ -259,7 +270,7 @@ def open_parquet(store: Store, infos: Sequence[ObjectInfo]) -> ParquetGroups:
     hasher = xxh3_128()
 
     def look(file: ParquetFile) -> tuple[pa.Schema, list[int], bytes, ParquetFile]:
-        footer, tail = _read_footer(store, file)
+        footer, tail = _read_footer(reads, file)
         rows = [footer.row_group(i).num_rows for i in range(footer.num_row_groups)]
         if whole:
             content = store.get(file.url)
@@ -285,14 +296,15 @@ def open_parquet(store: Store, infos: Sequence[ObjectInfo]) -> ParquetGroups:
         np.array(places, dtype=np.int32).reshape(-1, 3),
         str(hasher.hexdigest()),
     )
-    return ParquetGroups(store, layout)
+    return ParquetGroups(store, layout, cache)
 
 
 def parquet_tables(store: Store, info: ObjectInfo) -> tuple[pa.Schema, Iterator[pa.Table]]:
     """Read a whole file from front to back in small parts, however big its row groups are."""
     file = ParquetFile(info.url, info.size, info.version)
-    footer, _ = _read_footer(store, file)
-    source = local_path(info.url) if is_local(info.url) else RangeFile(store, info.url, info.size)
+    reads = SharedReads(store)
+    footer, _ = _read_footer(reads, file)
+    source = local_path(info.url) if is_local(info.url) else RangeFile(reads, file)
 
     def tables() -> Iterator[pa.Table]:
         with _mapped_errors(info.url):
@@ -307,7 +319,7 @@ def parquet_tables(store: Store, info: ObjectInfo) -> tuple[pa.Schema, Iterator[
 
 def read_schema(store: Store, file: ParquetFile) -> pa.Schema:
     """Return the Arrow schema of one file, its field metadata included."""
-    return _read_footer(store, file)[0].schema.to_arrow_schema()
+    return _read_footer(SharedReads(store), file)[0].schema.to_arrow_schema()
 
 
 def _runs(rows: Sequence[int]) -> list[tuple[int, int, int]]:
@@ -335,18 +347,22 @@ def _unified(schemas: Sequence[pa.Schema], files: Sequence[ParquetFile]) -> pa.S
         ) from error
 
 
-def _read_footer(store: Store, file: ParquetFile) -> tuple[pq.FileMetaData, bytes]:
+def _sized(store: Store, file: ParquetFile) -> ParquetFile:
+    return file if file.size >= 0 else replace(file, size=store.stat(file.url).size)
+
+
+def _read_footer(reads: SharedReads, file: ParquetFile) -> tuple[pq.FileMetaData, bytes]:
     """Parse the footer, which is the end of the file, fetched in one or two reads."""
-    size = file.size if file.size >= 0 else store.stat(file.url).size
+    size = _sized(reads.store, file).size
     start = max(0, size - _FOOTER_BYTES)
-    tail = store.get_range(file.url, start, size)
+    tail = reads.get_range(file.url, file.version, start, size)
     if len(tail) < 12 or tail[-4:] != b"PAR1":
         raise CorruptError(f"{file.url} is no Parquet file, or is cut: it does not end in PAR1")
     needed = int.from_bytes(tail[-8:-4], "little") + 8
     if needed > size:
         raise CorruptError(f"{file.url}: its footer claims {needed:,} bytes of {size:,}")
     if needed > len(tail):
-        tail = store.get_range(file.url, size - needed, start) + tail
+        tail = reads.get_range(file.url, file.version, size - needed, start) + tail
     with _mapped_errors(file.url):
         return pq.read_metadata(pa.BufferReader(tail)), tail[-needed:]
 

@@ -77,7 +77,10 @@ class SampleMaker:
         began = time.perf_counter()
         for name, value in sample.items():
             if type(value) is RawMember:
-                sample[name] = self._from_raw(sample, name, value)
+                if self._leaves_bytes:
+                    sample[name] = value.data
+                else:
+                    sample[name] = self._from_raw(sample, name, value)
         if not self._leaves_bytes:
             for ext in exts:
                 data = sample.get(ext)
@@ -104,8 +107,6 @@ class SampleMaker:
 
     def _from_raw(self, sample: Sample, name: str, member: RawMember) -> Any:
         """A raw member decoded by its own ext, or by a decoder that the user gave its name."""
-        if self._leaves_bytes:
-            return member.data
         ext = name if self._decoders.is_named(name) else member.ext
         return self._decoded(sample, name, ext, member.data)
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from shardkit.decode.source import Source as MemberSource
 
 __all__ = ["Found", "Place", "Places", "RawMember", "Sample", "Source"]
 
@@ -18,12 +20,14 @@ Places = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 """Groups and rows within them, int64 [n] each."""
 
 
-@dataclass(frozen=True, slots=True)
-class RawMember:
-    """A member's bytes with the ext by which to decode them, whatever its name in the sample."""
+class RawMember(NamedTuple):
+    """A member with the ext by which to decode it, whatever its name in the sample.
+
+    ``data`` is its bytes, or a source where decoders are to read the parts that they need.
+    """
 
     ext: str
-    data: bytes
+    data: bytes | MemberSource
 
 
 @dataclass(frozen=True, slots=True)

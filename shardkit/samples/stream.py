@@ -140,5 +140,9 @@ class SampleStream:
 def num_bytes_of(sample: Sample, exts: Sequence[str]) -> int:
     """Bytes of a sample's undecoded members."""
     if not exts:
-        return sum(len(value.data) for value in sample.values() if type(value) is RawMember)
+        num_bytes = 0
+        for value in sample.values():
+            if type(value) is RawMember and type(value.data) is bytes:
+                num_bytes += len(value.data)
+        return num_bytes
     return sum(len(data) for ext in exts if type(data := sample.get(ext)) is bytes)

@@ -7,8 +7,9 @@ multiplied or dropped, and what is then in the columns of files is what is fetch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -20,11 +21,12 @@ from shardkit.index.gather import gather_rows
 from shardkit.index.index import Index
 from shardkit.index.names import last_ext
 from shardkit.index.rows import MemberColumn, Rows, member_name
+from shardkit.samples.lookahead import Slot
 from shardkit.samples.source import Sample
 from shardkit.storage.requests import Request
 from shardkit.transforms.pipeline import Pipeline
 
-__all__ = ["Asked", "Naming", "Pending", "Provider", "RowReader", "Wanted"]
+__all__ = ["Asked", "Naming", "Pending", "Provider", "Row", "RowReader", "Wanted", "Where", "cuts"]
 
 Provider = Callable[..., bytes | None]
 """From an index row (a dict), and from ``rng`` if it asks for it, to a member's bytes."""
@@ -52,34 +54,48 @@ class Naming:
         return self.name(member, ext) or member.name
 
 
+Where = Literal["here", "file", "cached", "far", "parts"]
+"""Where a member's bytes are: in ``data``; in a file of this machine; in the cache, at the time of
+looking; to be fetched; to be read in parts by who decodes it."""
+
+
 @dataclass(slots=True)
 class Wanted:
     """A member to come, or one that the index itself holds.
 
     Attributes:
         name: in the sample; "" where only the bytes will tell.
+        ext: by which to decode it; "" where only the bytes will tell.
         member: its column.
-        url: where it is; "" where ``data`` has it.
-        request: what to ask for; None where it is a whole local file, to be read as it is.
+        where: its bytes are.
+        url: of them; "" where ``data`` has them.
+        size: bytes, -1 unknown.
+        key: in the cache, where it is far.
+        request: what to ask for, where that is not the whole object.
         data: its bytes.
-        is_near: whether it is read when its turn comes, with nothing fetched ahead.
+        slot: the work that brings what is far.
     """
 
     name: str
+    ext: str
     member: MemberColumn
+    where: Where = "here"
     url: str = ""
+    size: int = -1
+    key: str = ""
     request: Request | None = None
     data: bytes = b""
-    is_near: bool = True
+    slot: Slot | None = None
 
 
 @dataclass(slots=True)
 class Asked:
-    """A provider that is to be asked for a member."""
+    """A provider that is to be asked for a member, by the work of ``slot``."""
 
     name: str
     row: Sample
     seed: int
+    slot: Slot | None = None
 
 
 @dataclass(slots=True)
@@ -87,9 +103,13 @@ class Pending:
     """A sample that waits for its members, in the order of ``wanted``."""
 
     sample: Sample
-    wanted: list[Wanted] = field(default_factory=list)
-    asked: list[Asked] = field(default_factory=list)
+    wanted: Sequence[Wanted] = ()
+    asked: Sequence[Asked] = ()
     error: Exception | None = None
+
+
+Row: TypeAlias = "Pending | list[Pending]"
+"""What becomes of a row: a sample, or as many as ``pre_download_transforms`` make of it."""
 
 
 class RowReader:
@@ -101,8 +121,8 @@ class RowReader:
         allow_missing: a member that the row lacks is None, not an error.
         before: rewrites rows before anything is fetched.
         providers: members that functions give.
-        is_here: whether a URL is a local file to be read at once.
-        is_near: whether a request is local, or cached.
+        ranged: names and exts of members that are read in parts.
+        place: says of a member that is named by a URL where it is.
     """
 
     def __init__(
@@ -113,49 +133,47 @@ class RowReader:
         allow_missing: bool,
         before: Pipeline,
         providers: Mapping[str, Provider],
-        is_here: Callable[[str], bool],
-        is_near: Callable[[Request], bool],
+        ranged: Collection[str],
+        place: Callable[[Wanted], Where],
     ) -> None:
         self._index = index
         self._naming = naming
         self._allow_missing = allow_missing
         self._before = before
         self._providers = providers
-        self._is_here = is_here
-        self._is_near = is_near
-        self._rewrites = bool(len(before)) or bool(providers)
+        self._ranged = frozenset(ranged)
+        self._place = place
+        self.rewrites = bool(len(before)) or bool(providers)
 
     @property
     def is_metadata_only(self) -> bool:
         """Whether rows are samples as they are: nothing to fetch, nothing to rewrite."""
-        return not self._index.findings.files and not self._rewrites
+        return not self._index.findings.files and not self.rewrites
 
     def metadata(
         self, groups: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]
     ) -> Iterator[Sample | Exception]:
         """Samples, where ``is_metadata_only``."""
-        for start, stop in _cuts(len(rows)):
+        for start, stop in cuts(len(rows)):
             for found in self._read(groups[start:stop], rows[start:stop]):
                 if isinstance(found, Exception):
                     yield found
                 else:
                     yield from self._dicts(found)
 
-    def blocks(
+    def block(
         self, groups: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], seeds: Sequence[int]
-    ) -> Iterator[list[list[Pending]]]:
-        """Blocks of rows, each row as the samples that become of it."""
-        for start, stop in _cuts(len(rows)):
-            block: list[list[Pending]] = []
-            for found in self._read(groups[start:stop], rows[start:stop]):
-                if isinstance(found, Exception):
-                    block.append([Pending({}, error=found)])
-                elif self._rewrites:
-                    at = start + len(block)
-                    block.extend(self._rewritten(found, seeds[at : at + len(found)]))
-                else:
-                    block.extend([item] for item in self._plain(found))
-            yield block
+    ) -> list[Row]:
+        """What becomes of each row."""
+        block: list[Row] = []
+        for found in self._read(groups, rows):
+            if isinstance(found, Exception):
+                block.append(Pending({}, error=found))
+            elif self.rewrites:
+                block.extend(self._rewritten(found, seeds[len(block) : len(block) + len(found)]))
+            else:
+                block.extend(self._plain(found))
+        return block
 
     def _read(
         self, groups: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]
@@ -189,35 +207,55 @@ class RowReader:
             yield dict(zip(names, values, strict=True))
 
     def _plain(self, rows: Rows) -> Iterator[Pending]:
-        names = [(member, self._names(member)) for member in rows.members]
-        for row, sample in enumerate(self._dicts(rows)):
-            item = Pending(sample)
-            for member, known in names:
-                self._add(item, member, row, known[row])
-            if rows.members and not item.wanted and not self._allow_missing:
-                item.error = item.error or IndexDataError("it names no file at all")
+        columns = [self._column(member) for member in rows.members]
+        samples = self._dicts(rows)
+        for row, sample in enumerate(samples):
+            found = [wanted for column in columns if (wanted := column[row]) is not None]
+            item = Pending(sample, found)
+            if len(found) < len(columns):
+                self._note_absent(item, rows, row)
             yield item
 
-    def _names(self, member: MemberColumn) -> list[str]:
-        """[N] names of the members; "" where the ext is not known yet."""
-        of = {ext: self._naming.name(member, ext) for ext in set(member.exts)}
-        return [of[ext] for ext in member.exts]
+    def _note_absent(self, item: Pending, rows: Rows, row: int) -> None:
+        for member in rows.members:
+            if not member.has(row):
+                self._lacks(item, member, member.exts[row])
+        if not item.wanted and not self._allow_missing:
+            item.error = item.error or IndexDataError("it names no file at all")
 
-    def _add(self, item: Pending, member: MemberColumn, row: int, name: str) -> None:
-        """Add a member of a row as the index has it."""
+    def _column(self, member: MemberColumn) -> list[Wanted | None]:
+        """The member of each row as the index has it; None where a row lacks it."""
+        names = {ext: self._naming.name(member, ext) for ext in set(member.exts)}
+        return [self._wanted(member, row, names[ext], ext) for row, ext in enumerate(member.exts)]
+
+    def _wanted(self, member: MemberColumn, row: int, name: str, ext: str) -> Wanted | None:
         url = member.urls[row]
-        if url is not None:
-            if member.starts is None and member.checksums is None and self._is_here(url):
-                item.wanted.append(Wanted(name, member, url))
-                return
-            request = _request(member, url, row)
-            item.wanted.append(Wanted(name, member, url, request, is_near=self._is_near(request)))
-            return
-        value = member.values[row] if member.values is not None else None
-        if value is not None:
-            item.wanted.append(Wanted(name, member, data=value))
+        if url is None:
+            value = member.values[row] if member.values is not None else None
+            return None if value is None else Wanted(name, ext, member, data=value)
+        wanted = Wanted(name, ext, member, "file", url)
+        if member.sizes is not None:
+            wanted.size = member.sizes[row]
+        if member.starts is not None or member.checksums is not None:
+            wanted.request = _request(member, url, row)
+        return self._placed(wanted)
+
+    def _placed(self, wanted: Wanted) -> Wanted:
+        """Say where a member is."""
+        if self._ranged and (wanted.name in self._ranged or wanted.ext in self._ranged):
+            wanted.where = "parts"
         else:
-            self._lacks(item, member, member.exts[row])
+            wanted.where = self._place(wanted)
+        return wanted
+
+    def placed_again(self, rows: Sequence[Row]) -> list[Row]:
+        """The same rows, with what was thought to be cached looked for."""
+        for row in rows:
+            for item in row if isinstance(row, list) else (row,):
+                for wanted in item.wanted:
+                    if wanted.where == "cached":
+                        self._placed(wanted)
+        return list(rows)
 
     def _lacks(self, item: Pending, member: MemberColumn, ext: str) -> None:
         if self._allow_missing:
@@ -230,7 +268,7 @@ class RowReader:
 
     # -- rewritten rows -------------------------------------------------------------------------
 
-    def _rewritten(self, rows: Rows, seeds: Sequence[int]) -> Iterator[list[Pending]]:
+    def _rewritten(self, rows: Rows, seeds: Sequence[int]) -> Iterator[Row]:
         metadata: list[Sample] = rows.metadata.to_pylist() if rows.metadata.num_columns else []
         for row, key in enumerate(rows.keys):
             cells = {member.name: _cell(member, row) for member in rows.members}
@@ -241,7 +279,7 @@ class RowReader:
                 records = self._before(record, seed)
                 yield [self._of_record(record, rows, row, seed) for record in records]
             except Exception as error:  # noqa: BLE001 - the row's: told where its turn comes
-                yield [Pending({"__key__": fit_key(key)}, error=error)]
+                yield Pending({"__key__": fit_key(key)}, error=error)
 
     def _of_record(self, record: Sample, rows: Rows, row: int, seed: int) -> Pending:
         """What a record wants: the files that are still in it, some of them others than before."""
@@ -249,22 +287,17 @@ class RowReader:
         key = fit_key(str(record.get("__key__") or rows.keys[row]))
         item = Pending({"__key__": key, "__url__": self._index.source})
         item.sample |= {k: v for k, v in record.items() if k not in files and k != "__key__"}
+        found: list[Wanted] = []
         for name, member in files.items():
             if name not in record:
                 continue  # the transform does not want it
-            cell = record[name]
-            if cell == _cell(member, row):
-                self._add(item, member, row, self._naming.name(member, member.exts[row]))
-            elif isinstance(cell, bytes):
-                item.wanted.append(Wanted(self._naming.name(member, ""), member, data=cell))
-            elif cell:
-                request = Request(str(cell), version="")
-                ext = self._naming.name(member, last_ext(request.url))
-                near = self._is_near(request)
-                item.wanted.append(Wanted(ext, member, request.url, request, is_near=near))
-            else:
+            wanted = self._of_cell(record[name], member, row)
+            if wanted is None:
                 self._lacks(item, member, member.exts[row])
-        urls = [wanted.url for wanted in item.wanted if wanted.url]
+            else:
+                found.append(wanted)
+        item.wanted = found
+        urls = [wanted.url for wanted in found if wanted.url]
         item.sample["__url__"] = urls[0] if urls else self._index.source
         item.asked = [
             Asked(name, record, (seed + 1 + number) % 2**64)
@@ -272,8 +305,21 @@ class RowReader:
         ]
         return item
 
+    def _of_cell(self, cell: object, member: MemberColumn, row: int) -> Wanted | None:
+        """The member that a cell of a record names: the row's own, or another."""
+        ext = member.exts[row]
+        if cell == _cell(member, row):
+            return self._wanted(member, row, self._naming.name(member, ext), ext)
+        if isinstance(cell, bytes):
+            return Wanted(self._naming.name(member, ""), "", member, data=cell)
+        if not cell:
+            return None
+        url = str(cell)
+        ext = last_ext(url)
+        return self._placed(Wanted(self._naming.name(member, ext), ext, member, "file", url))
 
-def _cuts(num_rows: int) -> Iterator[tuple[int, int]]:
+
+def cuts(num_rows: int) -> Iterator[tuple[int, int]]:
     """Where blocks start and stop."""
     start, size = 0, _FIRST_BLOCK
     while start < num_rows:
@@ -282,7 +328,7 @@ def _cuts(num_rows: int) -> Iterator[tuple[int, int]]:
 
 
 def _request(member: MemberColumn, url: str, row: int) -> Request:
-    """Objects are taken to be what their URL (and size, where the index knows it) says."""
+    """A range of an object, or an object with a checksum."""
     size = member.sizes[row] if member.sizes is not None else -1
     checksum = member.checksums[row] if member.checksums is not None else None
     if member.starts is not None and size >= 0:

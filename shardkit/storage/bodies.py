@@ -9,7 +9,7 @@ from shardkit.errors import StoreError, TransientError
 from shardkit.storage.protocol import Chunk
 from shardkit.storage.retry import Patience, resumed
 
-__all__ = ["Body", "OpenBody", "read_body", "stream_body"]
+__all__ = ["Body", "OpenBody", "read_body", "read_versioned", "stream_body"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,3 +70,15 @@ def read_body(
     """Return bytes ``[start, stop)`` in one piece."""
     chunks = [bytes(chunk) for chunk in stream_body(url, open_body, patience, start, stop)]
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def read_versioned(url: str, open_body: OpenBody, patience: Patience) -> tuple[bytes, str]:
+    """Return a whole object, and its version ("" unknown)."""
+    versions: list[str] = []
+
+    def open_noted(start: int, stop: int | None) -> Body:
+        body = open_body(start, stop)
+        versions.append(body.version)
+        return body
+
+    return read_body(url, open_noted, patience), versions[-1]

@@ -1,9 +1,10 @@
 """Entries as files: how one is named, stamped, pinned, mapped and read. No ledger here.
 
-A published entry carries a stamp: its modification time is a fixed function of its size. Whoever
-writes into it, cuts it or copies it over changes that time, so damage is seen by the ``fstat``
-that a hit does anyway, with nothing looked up. A pin is a shared ``flock`` on the open file: it
-ends with the process. Evicting takes the exclusive lock, so what is in use stays.
+A published entry carries a stamp: its modification time is a fixed function of its size and, within
+the second, of its version at the far end. Whoever writes into it, cuts it or copies it over changes
+that time, so damage is seen by the ``fstat`` that a hit does anyway, with nothing looked up. Its
+change time says when it was published, or last asked about. A pin is a shared ``flock`` on the open
+file: it ends with the process. Evicting takes the exclusive lock, so what is in use stays.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ import mmap
 import os
 from types import TracebackType
 
-from xxhash import xxh3_128_hexdigest
+from xxhash import xxh3_64_intdigest, xxh3_128_hexdigest
 
 __all__ = [
     "Entry",
     "entry_name",
     "is_entry_name",
     "is_sound",
+    "is_version",
     "open_entry",
     "read_entry",
     "remove_unpinned",
@@ -28,6 +30,7 @@ __all__ = [
 ]
 
 _HEX = frozenset("0123456789abcdef")
+_S = 1_000_000_000
 _STAMP_S = 946_684_800
 """2000-01-01: a stamp must never look like a time at which anybody writes a file now."""
 
@@ -102,14 +105,25 @@ def is_entry_name(name: str) -> bool:
     return len(name) == 32 and _HEX.issuperset(name)
 
 
-def stamp(size: int) -> int:
-    """Return the modification time (ns) of a sound entry of ``size`` bytes."""
-    return (_STAMP_S + size % 200_000_000) * 1_000_000_000
+def stamp(size: int, version: str = "") -> int:
+    """Return the modification time (ns) of a sound entry of ``size`` bytes.
+
+    Args:
+        size: bytes.
+        version: of the object when it was fetched, "" unknown; 30 bits of its hash are kept.
+    """
+    mark = 1 + xxh3_64_intdigest(version.encode()) % 999_999_999 if version else 0
+    return (_STAMP_S + size % 200_000_000) * _S + mark
 
 
 def is_sound(status: os.stat_result) -> bool:
     """Is the file as it was published?"""
-    return status.st_mtime_ns == stamp(status.st_size)
+    return status.st_mtime_ns // _S == _STAMP_S + status.st_size % 200_000_000
+
+
+def is_version(status: os.stat_result, version: str) -> bool:
+    """Is the entry of this version? Not where the version was unknown then, or is now."""
+    return bool(version) and status.st_mtime_ns == stamp(status.st_size, version)
 
 
 def open_entry(path: str) -> Entry | None:
@@ -131,14 +145,16 @@ def open_entry(path: str) -> Entry | None:
     if status.st_nlink == 0:
         os.close(fd)
         return None
-    if status.st_mtime_ns != stamp(status.st_size):
+    if not is_sound(status):
         os.close(fd)
         raise ValueError(path)
     return Entry(fd, path, status.st_size, is_cached=True)
 
 
-def read_entry(path: str) -> bytes | None:
+def read_entry(path: str, since_ns: int = 0) -> bytes | None:
     """Return the bytes of an entry without pinning it; ``None`` if there is none.
+
+    Nor if it was published, or last asked about, before ``since_ns``: that is its change time.
 
     Raises:
         ValueError: it is there, but was changed since it was published.
@@ -149,8 +165,10 @@ def read_entry(path: str) -> bytes | None:
         return None
     try:
         status = os.fstat(fd)
-        if status.st_mtime_ns != stamp(status.st_size):
+        if not is_sound(status):
             raise ValueError(path)
+        if status.st_ctime_ns < since_ns:
+            return None
         data = os.read(fd, status.st_size)
         while len(data) < status.st_size:
             more = os.read(fd, status.st_size - len(data))

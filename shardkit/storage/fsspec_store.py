@@ -75,6 +75,19 @@ class FsspecStore:
         """Return a whole object."""
         return bytes(self._call("read", url, lambda fs, path: fs.cat_file(path)))
 
+    def get_versioned(self, url: str) -> tuple[bytes, str]:
+        """Return a whole object, and its version as it was before: two requests.
+
+        "" where the file system knows nothing of its files.
+        """
+        try:
+            version = self.stat(url).version
+        except (NotFoundError, TransientError):
+            raise
+        except StoreError:
+            version = ""
+        return self.get(url), version
+
     def get_range(self, url: str, start: int, stop: int) -> bytes:
         """Return ``[start, stop)``, also from a server that sends the whole object instead."""
         if start == stop:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from shardkit.errors import StoreError
-from shardkit.storage.bodies import Body, OpenBody, read_body, stream_body
+from shardkit.storage.bodies import Body, OpenBody, read_body, read_versioned, stream_body
 from shardkit.storage.boundary import short_range
 from shardkit.storage.http_client import BUFFER, HttpClient, RangePastEndError
 from shardkit.storage.options import Options
@@ -35,6 +35,10 @@ class HttpStore:
     def get(self, url: str) -> bytes:
         """Return a whole object."""
         return read_body(url, self._opener(url), self._patience)
+
+    def get_versioned(self, url: str) -> tuple[bytes, str]:
+        """Return a whole object, and its version as the answer tells it."""
+        return read_versioned(url, self._opener(url), self._patience)
 
     def get_range(self, url: str, start: int, stop: int) -> bytes:
         """Return ``[start, stop)``."""

@@ -21,7 +21,7 @@ import obstore.exceptions
 import obstore.store
 
 from shardkit.errors import ConfigError, NotFoundError, ShardkitError, StoreError, TransientError
-from shardkit.storage.bodies import Body, OpenBody, read_body, stream_body
+from shardkit.storage.bodies import Body, OpenBody, read_body, read_versioned, stream_body
 from shardkit.storage.boundary import short_range, store_error
 from shardkit.storage.forks import keep_for_ever, start_anew_in_children
 from shardkit.storage.http_client import BUFFER, HttpClient, RangePastEndError
@@ -103,14 +103,19 @@ class ObstoreStore:
 
     def get(self, url: str) -> bytes:
         """Return a whole object; one call into obstore unless something breaks."""
+        return self.get_versioned(url)[0]
+
+    def get_versioned(self, url: str) -> tuple[bytes, str]:
+        """Return a whole object, and its version as the answer tells it."""
         client, key, _ = self._reader(url)
         try:
-            return bytes(obstore.get(client, key).bytes())
+            found = obstore.get(client, key)
+            return bytes(found.bytes()), _version(found.meta)
         except Exception as error:
             mapped = _mapped("read", url, error)
             if not isinstance(mapped, TransientError):
                 raise mapped from error
-        return read_body(url, self._opener(url), self._patience)
+        return read_versioned(url, self._opener(url), self._patience)
 
     def get_range(self, url: str, start: int, stop: int) -> bytes:
         """Return ``[start, stop)``."""

@@ -43,6 +43,10 @@ class Store(Protocol):
         """Return a whole object."""
         ...
 
+    def get_versioned(self, url: str) -> tuple[bytes, str]:
+        """Return a whole object, and its version as ``stat`` tells it; one request if it can be."""
+        ...
+
     def get_range(self, url: str, start: int, stop: int) -> bytes:
         """Return exactly ``stop - start`` bytes; ``CorruptError`` if the object ends before."""
         ...

@@ -70,6 +70,9 @@ class _RoutedStore:
     def get(self, url: str) -> bytes:
         return self._of(url).get(url)
 
+    def get_versioned(self, url: str) -> tuple[bytes, str]:
+        return self._of(url).get_versioned(url)
+
     def get_range(self, url: str, start: int, stop: int) -> bytes:
         return self._of(url).get_range(url, start, stop)
 

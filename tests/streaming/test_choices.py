@@ -21,6 +21,7 @@ import torch
 
 from shardkit import DataLoader, StreamingDataset
 from shardkit.errors import ConfigError, NotFoundError
+from shardkit.index import open_index
 from shardkit.storage.cache import Cache
 from tests.index.test_lazy import bytes_asked, column_bytes, wide_table
 from tests.s3 import serve_s3
@@ -172,7 +173,6 @@ def test_an_epoch_reads_the_projected_bytes_once(tmp_path: Path, shuffle: Any) -
             metadata=["score"],
             shuffle=shuffle,
             storage_options=s3.storage_options,
-            scratch=str(tmp_path / "s"),
         )
         opening = bytes_asked(s3)
         assert len({sample["__key__"] for sample in dataset}) == 200_000
@@ -182,9 +182,9 @@ def test_an_epoch_reads_the_projected_bytes_once(tmp_path: Path, shuffle: Any) -
 def test_global_reads_a_mapped_copy(tmp_path: Path) -> None:
     path = tmp_path / "i.parquet"
     pq.write_table(wide_table(20_000), path, row_group_size=1_000)
-    dataset = StreamingDataset(
-        str(path), columns_to_load=[], shuffle="global", scratch=str(tmp_path / "s")
-    )
+    index = open_index(str(path), files=[], scratch=str(tmp_path / "s"))
+    dataset = StreamingDataset(index, shuffle="global")
+    assert list((tmp_path / "s").glob("*.mapped"))
     keys = [int(sample["__key__"]) for sample in dataset]
     assert sorted(keys) == list(range(20_000))
     assert np.abs(np.diff(keys)).mean() > 5_000
@@ -196,9 +196,7 @@ import shardkit.dataset  # and torch, which is not what is measured
 peak = lambda: int(re.search(r"VmHWM:\s+(\d+)", open("/proc/self/status").read())[1]) // 1024
 before, start = peak(), time.perf_counter()
 from shardkit import StreamingDataset
-dataset = StreamingDataset(
-    sys.argv[1] + "/*.parquet", sys.argv[1] + "/c", columns_to_load=[], scratch=sys.argv[1] + "/s"
-)
+dataset = StreamingDataset(sys.argv[1] + "/*.parquet", sys.argv[1] + "/c", columns_to_load=[])
 sample = next(iter(dataset))
 assert len(dataset) == 100_000_000 and sample["__key__"]
 print(time.perf_counter() - start, peak() - before)

@@ -32,7 +32,6 @@ class Case:
             **{
                 "decode": None,
                 "storage_options": self.photos.options,
-                "scratch": str(self.folder / "scratch"),
                 **options,
             },
         )

@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from shardkit import DataLoader, Mix, ShardDataset, StreamingDataset
+from shardkit.errors import ConfigError
+from shardkit.index import Index, open_index
 from shardkit.pack import LocalExecutor, PackOptions, pack
 from tests.dataset.photos import make_files
 
@@ -39,13 +41,17 @@ def packed(index: str, out: Path, **options: Any) -> str:
     return str(out)
 
 
+def with_captions(index: str, **options: Any) -> Index:
+    return open_index(index, inline=["caption=txt"], **options)
+
+
 def without_url(sample: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in sample.items() if name != "__url__"}
 
 
 def test_keys_metadata_and_bytes_are_equal(index: str, tmp_path: Path) -> None:
     shards = ShardDataset(packed(index, tmp_path / "out"), shuffle="none", decode=None)
-    files = StreamingDataset(index, inline=["caption=txt"], shuffle="none", decode=None)
+    files = StreamingDataset(with_captions(index), shuffle="none", decode=None)
     assert shards.num_samples == files.num_samples == 31
     for packed_one, raw_one in zip(shards, files, strict=True):
         assert without_url(packed_one) == without_url(raw_one)
@@ -54,7 +60,7 @@ def test_keys_metadata_and_bytes_are_equal(index: str, tmp_path: Path) -> None:
 
 def test_decoded_samples_are_equal(index: str, tmp_path: Path) -> None:
     shards = ShardDataset(packed(index, tmp_path / "out"), shuffle="none")
-    files = StreamingDataset(index, inline=["caption=txt"], shuffle="none")
+    files = StreamingDataset(with_captions(index), shuffle="none")
     for a, b in zip(shards, files, strict=True):
         assert a.keys() == b.keys()
         assert a["cls"] == b["cls"]
@@ -62,10 +68,15 @@ def test_decoded_samples_are_equal(index: str, tmp_path: Path) -> None:
         assert np.array_equal(a["jpg"], b["jpg"])
 
 
+def test_an_open_index_is_told_nothing_more(index: str) -> None:
+    with pytest.raises(ConfigError, match=r"columns_to_load, where and .* say it to open_index"):
+        StreamingDataset(with_captions(index), columns_to_load=["jpg_path"], where="aspect > 1")
+
+
 def test_a_filter_leaves_the_same_samples(index: str, tmp_path: Path) -> None:
     where = "aspect > 0.2 AND label = 'cat'"
     shards = ShardDataset(packed(index, tmp_path / "out"), where=where, shuffle="none")
-    files = StreamingDataset(index, where=where, inline=["caption=txt"], shuffle="none")
+    files = StreamingDataset(with_captions(index, where=where), shuffle="none")
     assert len(shards) == len(files) > 0
     assert [s["__key__"] for s in shards] == [s["__key__"] for s in files]
 
