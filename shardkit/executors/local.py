@@ -1,4 +1,9 @@
-"""Who runs a plan's shards: this process, or one process per core of this machine."""
+"""The executor of this machine: this process, and beside it a worker per further core.
+
+This process works too, for a worker takes as long to start as many a pack takes; between two
+reports of its own item it listens to the workers. Each of them has an item more than it is at, so
+that none waits while this process is deep in one.
+"""
 
 from __future__ import annotations
 
@@ -29,9 +34,9 @@ class WorkerLostError(ShardkitError, RuntimeError):
 
 
 class LocalExecutor:
-    """Processes of this machine; with one worker, this process itself.
+    """This process and ``num_workers - 1`` others.
 
-    A worker that is killed is replaced, and its item done anew; the others go on.
+    A worker that is killed is replaced, and what it had is done anew; the others go on.
     """
 
     def __init__(self, num_workers: int | None = None) -> None:
@@ -41,10 +46,13 @@ class LocalExecutor:
         self._started: list[Worker] = []
 
     @contextlib.contextmanager
-    def ready(self) -> Iterator[None]:
+    def ready(self, task: type[object] | None = None) -> Iterator[None]:
         """See ``Executor``. A worker takes as long to start as a plan to make."""
-        if self.num_workers > 1:
-            self._started.extend(start_worker() for _ in range(self.num_workers))
+        if self._started:
+            yield
+            return
+        imports = None if task is None else task.__module__
+        self._started = [start_worker(imports) for _ in range(self.num_workers - 1)]
         try:
             yield
         finally:
@@ -54,15 +62,26 @@ class LocalExecutor:
     def run(self, task: Task[R], items: Iterable[int], report: Report) -> Iterator[R]:
         """See ``Executor``."""
         todo = deque(items)
-        if self.num_workers == 1 or len(todo) <= 1:
+        num_others = min(self.num_workers, len(todo)) - 1
+        if num_others < 1:
             for item in todo:
                 yield task(item, report)
             return
-        with contextlib.closing(_Crew(pickle.dumps(task), todo, report)) as crew:
-            for _ in range(min(self.num_workers, len(todo))):
-                crew.add(self._started.pop() if self._started else start_worker())
+        own = todo.popleft()
+        imports = type(task).__module__
+        with contextlib.closing(_Crew(pickle.dumps(task), imports, todo, report)) as crew:
+            for _ in range(num_others):
+                crew.add(self._started.pop() if self._started else start_worker(imports))
+            while True:
+                yield task(own, crew.report)
+                crew.num_losses = 0
+                yield from cast("list[R]", crew.results())
+                if not todo:
+                    break
+                own = todo.popleft()
             while crew.workers:
-                yield from cast("list[R]", crew.step())
+                crew.listen(timeout=None)
+                yield from cast("list[R]", crew.results())
 
 
 def num_cores() -> int:
@@ -71,40 +90,37 @@ def num_cores() -> int:
 
 
 class _Crew:
-    """Worker processes, each at one item; whoever ends gets the next."""
+    """Worker processes, each at its first item; whoever ends that gets one more."""
 
-    def __init__(self, task: bytes, todo: deque[int], report: Report) -> None:
+    def __init__(self, task: bytes, imports: str, todo: deque[int], report: Report) -> None:
         self.workers: dict[Connection, Worker] = {}
-        self._items: dict[Connection, int] = {}
+        self.num_losses = 0  # since an item was finished
+        self._items: dict[Connection, deque[int]] = {}
+        self._results: list[object] = []
         self._task = task
+        self._imports = imports
         self._todo = todo
         self._report = report
-        self._num_losses = 0
 
     def add(self, worker: Worker) -> None:
-        """Give a worker the task, and its first item."""
-        self.workers[worker.connection] = worker
-        with contextlib.suppress(BrokenPipeError):
-            worker.connection.send_bytes(self._task)
-        self._go_on(worker.connection)
+        """Give a worker the task, and its first items."""
+        self._give(worker, deque())
 
-    def step(self) -> list[object]:
-        """Wait for word from workers; returns results that came."""
-        results = []
-        for connection in cast("list[Connection]", wait(list(self.workers))):
-            try:
-                message = connection.recv()
-            except (EOFError, ConnectionResetError):
-                self._replace(connection)
-                continue
-            if isinstance(message, Progress):
-                self._report(message.samples, message.num_bytes)
-            elif isinstance(message, Failed):
-                raise message.error
-            elif isinstance(message, Done):
-                self._num_losses = 0
-                results.append(message.result)
-                self._go_on(connection)
+    def report(self, samples: int, num_bytes: int) -> None:
+        """Pass on what this process has done, and listen to the workers."""
+        self._report(samples, num_bytes)
+        self.listen(timeout=0)
+
+    def listen(self, timeout: float | None) -> None:
+        """Take what workers have said; with no timeout, wait for the next word of any."""
+        while ready := cast("list[Connection]", wait(list(self.workers), timeout)):
+            for connection in ready:
+                self._hear(connection)
+            timeout = 0
+
+    def results(self) -> list[object]:
+        """What has come since the last call."""
+        results, self._results = self._results, []
         return results
 
     def close(self) -> None:
@@ -112,28 +128,62 @@ class _Crew:
         _kill(self.workers.values())
         self.workers = {}
 
-    def _go_on(self, connection: Connection) -> None:
-        """Give a worker its next item, or let it go."""
-        if not self._todo:
-            self.workers.pop(connection).end()
+    def _hear(self, connection: Connection) -> None:
+        try:
+            message = connection.recv()
+        except (EOFError, ConnectionResetError):
+            self._replace(connection)
             return
-        item = self._todo.popleft()
-        self._items[connection] = item
-        with contextlib.suppress(BrokenPipeError):  # it was killed: its end is the next word of it
-            connection.send(item)
+        if isinstance(message, Progress):
+            self._report(message.samples, message.num_bytes)
+        elif isinstance(message, Failed):
+            raise message.error
+        elif isinstance(message, Done):
+            self.num_losses = 0
+            self._results.append(message.result)
+            self._items[connection].popleft()
+            self._go_on(connection)
+
+    def _give(self, worker: Worker, items: deque[int]) -> None:
+        """Start a worker on the task with these items, those of a lost one."""
+        connection = worker.connection
+        self.workers[connection], self._items[connection] = worker, items
+        with contextlib.suppress(BrokenPipeError):
+            connection.send_bytes(self._task)
+        for item in items:
+            _send(connection, item)
+        self._go_on(connection)
+
+    def _go_on(self, connection: Connection) -> None:
+        """See that a worker has an item, and a next one while there are many; or let it go."""
+        items = self._items[connection]
+        while self._todo and (not items or (len(items) == 1 and self._are_many)):
+            items.append(self._todo.popleft())
+            _send(connection, items[-1])
+        if not items:
+            self.workers.pop(connection).end()
+
+    @property
+    def _are_many(self) -> bool:
+        """Whether an item that waits for its worker now is not one that the last wait for."""
+        return len(self._todo) > 2 * len(self.workers)
 
     def _replace(self, connection: Connection) -> None:
         worker = self.workers.pop(connection)
         worker.end()
-        self._num_losses += 1
-        if self._num_losses > _MAX_LOSSES:
+        self.num_losses += 1
+        if self.num_losses > _MAX_LOSSES:
             raise WorkerLostError(
-                f"{self._num_losses} worker processes in a row were killed (the last ended with "
+                f"{self.num_losses} worker processes in a row were killed (the last ended with "
                 f"{worker.process.returncode}): out of memory? What is finished stays: run the "
                 "same command again to continue, with fewer --workers if memory is short"
             )
-        self._todo.appendleft(self._items[connection])
-        self.add(start_worker())
+        self._give(start_worker(self._imports), self._items.pop(connection))
+
+
+def _send(connection: Connection, item: int) -> None:
+    with contextlib.suppress(BrokenPipeError):  # it was killed: its end is the next word of it
+        connection.send(item)
 
 
 def _kill(workers: Collection[Worker]) -> None:

@@ -33,8 +33,11 @@ class Task(Protocol[R_co]):
 class Executor(Protocol):
     """Runs tasks. ``run`` yields results in any order; the first error stops the rest."""
 
-    def ready(self) -> AbstractContextManager[object]:
-        """Within this block a ``run`` may be expected: time to start what is slow to start."""
+    def ready(self, task: type[object] | None = None) -> AbstractContextManager[object]:
+        """Within this block a ``run`` may be expected: time to start what is slow to start.
+
+        ``task`` is the type of what will be run, where that is known. Blocks may be nested.
+        """
         ...
 
     def run(self, task: Task[R], items: Iterable[int], report: Report) -> Iterator[R]:

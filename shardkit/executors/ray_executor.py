@@ -80,13 +80,14 @@ class RayExecutor:
         self.cpus_per_worker = cpus_per_worker
 
     @contextlib.contextmanager
-    def ready(self) -> Iterator[None]:
+    def ready(self, task: type[object] | None = None) -> Iterator[None]:
         """See ``Executor``: connected to the cluster.
 
         Raises:
             MissingDependencyError: Ray is not installed.
             ConfigError: there is no cluster at the address.
         """
+        del task
         ray = _import_ray()
         if ray.is_initialized():
             yield

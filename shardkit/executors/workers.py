@@ -8,6 +8,7 @@ client, no memory. A worker ends with its parent, however that ends, and Ctrl-C 
 
 from __future__ import annotations
 
+import importlib
 import os
 import pickle
 import socket
@@ -24,7 +25,7 @@ from shardkit.executors.messages import Done, Failed, Progress, sendable
 __all__ = ["Worker", "start_worker", "work"]
 
 _START = (
-    "import sys; sys.path[:] = {path!r}; from shardkit.executors.workers import work; work({fds})"
+    "import sys; sys.path[:] = {path!r}; from shardkit.executors.workers import work; work{args}"
 )
 
 
@@ -53,14 +54,18 @@ class _NoPandas(MetaPathFinder):
             raise ModuleNotFoundError("workers do without pandas", name=name)
 
 
-def start_worker() -> Worker:
-    """Start a process that waits for a pickled task, and then does it for every item it is sent."""
+def start_worker(imports: str | None = None) -> Worker:
+    """Start a process that waits for a pickled task, and then does it for every item it is sent.
+
+    While it waits it imports the module ``imports``, the task's.
+    """
     ours, theirs = socket.socketpair()
     life_read, life_write = os.pipe()
     with theirs:
         fds = (theirs.fileno(), life_read)
+        start = _START.format(path=sys.path, args=(*fds, imports))
         process = subprocess.Popen(
-            [get_executable(), "-c", _START.format(path=sys.path, fds="{}, {}".format(*fds))],
+            [get_executable(), "-c", start],
             stdin=subprocess.DEVNULL,
             pass_fds=fds,
             process_group=0,
@@ -69,10 +74,12 @@ def start_worker() -> Worker:
     return Worker(process, Connection(ours.detach()), life_write)
 
 
-def work(connection_fd: int, life_fd: int) -> None:
+def work(connection_fd: int, life_fd: int, imports: str | None) -> None:
     """Do items until the parent has no more; the life of a worker process."""
     sys.meta_path.insert(0, _NoPandas())
     threading.Thread(target=_end_with_parent, args=(life_fd,), daemon=True).start()
+    if imports is not None:
+        importlib.import_module(imports)
     connection = Connection(connection_fd)
     task = pickle.loads(connection.recv_bytes())
     while True:

@@ -14,6 +14,7 @@ from shardkit.pack.output import Output, check_writable
 from shardkit.pack.plan import PackOptions
 from shardkit.pack.run import PackSummary, pack_index
 from shardkit.pack.verify import VerifyReport, verify_dataset, verify_tars
+from shardkit.pack.write import ShardTask
 from shardkit.storage.store import open_store
 
 __all__ = ["open_for_pack", "pack", "verify"]
@@ -69,27 +70,29 @@ def pack(
         StoreError: a file can't be read or a shard can't be written.
     """
     chosen = WHOLE if part is None else Part(*part)
-    index, output = open_for_pack(
-        source,
-        out,
-        key=key,
-        files=files,
-        inline=inline,
-        metadata=metadata,
-        where=where,
-        data_type=data_type,
-        folder_as=folder_as,
-        scratch=scratch,
-        storage_options=storage_options,
-    )
-    return pack_index(
-        index,
-        output,
-        options or PackOptions(),
-        executor=executor or LocalExecutor(),
-        part=chosen,
-        report=report,
-    )
+    runner = executor or LocalExecutor()
+    with runner.ready(ShardTask):
+        index, output = open_for_pack(
+            source,
+            out,
+            key=key,
+            files=files,
+            inline=inline,
+            metadata=metadata,
+            where=where,
+            data_type=data_type,
+            folder_as=folder_as,
+            scratch=scratch,
+            storage_options=storage_options,
+        )
+        return pack_index(
+            index,
+            output,
+            options or PackOptions(),
+            executor=runner,
+            part=chosen,
+            report=report,
+        )
 
 
 def verify(

@@ -27,7 +27,7 @@ from shardkit.format.tar import checksum
 from shardkit.index.index import Index
 from shardkit.pack.output import PLAN_NAME, Output, check_writable
 from shardkit.pack.plan import PackOptions, Plan, make_plan
-from shardkit.pack.write import finished_shard, shard_task
+from shardkit.pack.write import ShardTask, finished_shard, shard_task
 
 __all__ = [
     "PackSummary",
@@ -83,7 +83,7 @@ def pack_index(
     """
     began = time.monotonic()
     check_writable(output)
-    with executor.ready():
+    with executor.ready(ShardTask):
         plan, manifest = prepared(index, output, options)
         if manifest is not None:
             return summary_of(output, plan, manifest, plan.num_shards, began)
