@@ -185,23 +185,30 @@ class ShardTable:
         """
         try:
             file = pq.ParquetFile(pa.BufferReader(data))
-            is_adopted = _ADOPTED_COLUMNS[0][0] in file.schema_arrow.names
-            schema = _COLUMNS + _ADOPTED_COLUMNS if is_adopted else _COLUMNS
-            table = file.read([name for name, _ in schema])
+
+            def column(name: str) -> pa.ChunkedArray:  # one at a time: half the memory
+                return file.read([name], use_threads=False).column(name)
+
+            def numbers(name: str, kind: pa.DataType) -> npt.NDArray[Any]:
+                return _array(column(name).cast(kind))
+
             adopted = None
-            if is_adopted:
-                sums = table.column("tar_xxh3")
-                at = table.schema.get_field_index("tar_xxh3")
-                table = table.set_column(at, "tar_xxh3", sums.fill_null(0))
-                adopted = AdoptedShards(
-                    _array(table.column("layout_xxh3").cast(pa.uint64())),
-                    table.column("version"),
-                    _array(sums.is_valid().cast(pa.int64())) != 0,
-                )
-            numbers = [_array(table.column(name).cast(kind)) for name, kind in _COLUMNS[1:]]
+            if _ADOPTED_COLUMNS[0][0] in file.schema_arrow.names:
+                proved = _array(column("tar_xxh3").is_valid().cast(pa.int64())) != 0
+                layouts = numbers("layout_xxh3", pa.uint64())
+                adopted = AdoptedShards(layouts, column("version"), proved)
+            return cls(
+                names=column("name"),
+                rows=numbers("rows", pa.int64()),
+                samples=numbers("samples", pa.int64()),
+                num_bytes=numbers("bytes", pa.int64()),
+                tar_xxh3=_array(column("tar_xxh3").cast(pa.uint64()).fill_null(0)),
+                idx_xxh3=numbers("idx_xxh3", pa.uint64()),
+                sidecar_xxh3=numbers("sidecar_xxh3", pa.uint64()),
+                adopted=adopted,
+            )
         except (pa.ArrowException, KeyError, ValueError) as error:
             raise CorruptError(f"{SHARDS_NAME} is no table of shards: {error}") from error
-        return cls(table.column("name"), *numbers, adopted=adopted)
 
     def _numbers(self) -> tuple[npt.NDArray[Any], ...]:
         return (
@@ -345,6 +352,8 @@ def _array(column: pa.ChunkedArray) -> npt.NDArray[Any]:
         np.frombuffer(chunk.buffers()[1], dtype, count=len(chunk), offset=8 * chunk.offset)
         for chunk in column.chunks
     ]
+    if len(chunks) == 1:
+        return chunks[0]
     return np.concatenate(chunks) if chunks else np.zeros(0, dtype)
 
 
