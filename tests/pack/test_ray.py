@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 import pytest
@@ -21,8 +21,10 @@ import pytest
 from shardkit.cli.main import main
 from shardkit.errors import ConfigError, NotFoundError
 from shardkit.executors import LocalExecutor, RayExecutor, Task, WorkerLostError, nothing
+from shardkit.index.adopt import adopt
 from shardkit.index.open import open_index
-from shardkit.pack import PackOptions, PackSummary, pack, verify
+from shardkit.pack import PackOptions, PackSummary, pack, reshard, verify
+from shardkit.storage.store import open_store
 from tests.pack.data import FILES, contents, make_files, pack_files
 from tests.ray_cluster import ray_cluster, ray_processes, wait_until
 
@@ -143,6 +145,27 @@ def test_tars_are_scanned_on_ray(tmp_path: Path, connected: RayExecutor) -> None
     here = open_index(tars, scratch=str(tmp_path / "here"))
     assert there.fingerprint == here.fingerprint
     assert there.num_rows == 50
+
+
+def test_tars_are_adopted_on_ray(tmp_path: Path, connected: RayExecutor) -> None:
+    pack_files(make_files(tmp_path / "src", 50), tmp_path / "out")
+    tars = f"{tmp_path}/out/shard-{{000000..000008}}.tar"
+    for name, executor in (("there", connected), ("here", LocalExecutor(1))):
+        (tmp_path / name).mkdir()
+        adopt(tars, str(tmp_path / name), store=open_store(), executor=executor)
+    assert contents(tmp_path / "there") == contents(tmp_path / "here")
+
+
+@pytest.mark.parametrize("way", ["ranges", "spill"])
+def test_a_reshard_on_ray_is_the_bytes_of_a_local_one(
+    tmp_path: Path, connected: RayExecutor, way: Literal["ranges", "spill"]
+) -> None:
+    pack_files(make_files(tmp_path / "src", 50), tmp_path / "out")
+    options = PackOptions(samples_per_shard=7, shuffle="global", seed=1)
+    for name, executor in (("there", connected), ("here", LocalExecutor(1))):
+        out = str(tmp_path / name)
+        reshard(str(tmp_path / "out"), out, options=options, way=way, executor=executor)
+    assert contents(tmp_path / "there") == contents(tmp_path / "here")
 
 
 def test_an_error_arrives_as_it_was(tmp_path: Path, connected: RayExecutor) -> None:
