@@ -114,7 +114,7 @@ def take_off(flight: Path) -> None:
 def disk_bytes(cache: Path) -> int:
     """Return the bytes of all entries and temporaries."""
     root = cache / "shardkit-cache-1"
-    found = [*(root / "entries").glob("??/*"), *(root / "aside").iterdir()]
+    found = [*(root / "entries").glob("??/*"), *(root / "asides").glob("*/*")]
     return sum(path.stat().st_size for path in found)
 
 
@@ -183,7 +183,7 @@ def stopped_sample(workers: list[subprocess.Popen[bytes]], cache: Path) -> int:
     try:
         for worker in living:
             wait_until_stopped(worker.pid)
-        return disk_bytes(cache) if (cache / "shardkit-cache-1" / "aside").exists() else 0
+        return disk_bytes(cache) if (cache / "shardkit-cache-1" / "leases").exists() else 0
     finally:
         for worker in living:
             worker.send_signal(signal.SIGCONT)

@@ -37,9 +37,9 @@ def differences(folder: Folder, ledger: Ledger, limit: int | None, *, mend: bool
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(folder.entry(name))
         ledger.remove(wrong)
-        for aside in os.listdir(folder.aside):
-            if aside.split("-", 1)[0] not in leases:
-                os.unlink(os.path.join(folder.aside, aside))
+        for lease, path in folder.aside_paths():
+            if lease not in leases:
+                os.unlink(path)
     return found
 
 
@@ -63,9 +63,9 @@ def _wrong_rows(
 
 def _wrong_reservations(folder: Folder, ledger: Ledger, leases: set[str]) -> list[str]:
     found = [
-        f"temporary {aside} belongs to nobody"
-        for aside in os.listdir(folder.aside)
-        if aside.split("-", 1)[0] not in leases
+        f"temporary {os.path.basename(path)} belongs to nobody"
+        for lease, path in folder.aside_paths()
+        if lease not in leases
     ]
     for name, num_bytes in ledger.leases().items():
         if name not in leases:

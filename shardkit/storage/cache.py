@@ -9,6 +9,7 @@ in use, objects pass through memory instead. See ``docs/guarantees.md`` for what
 from __future__ import annotations
 
 import errno
+import functools
 import logging
 import os
 import threading
@@ -19,13 +20,23 @@ from types import TracebackType
 from shardkit.errors import CacheError
 from shardkit.format.sizes import parse_size, show_size
 from shardkit.storage.boundary import store_error
-from shardkit.storage.entries import Entry, entry_name, open_entry, read_entry
+from shardkit.storage.entries import Entry, entry_name, is_version, open_entry, read_entry
 from shardkit.storage.filesystems import filesystem_of, is_network_path
 from shardkit.storage.flights import Flights
 from shardkit.storage.folder import Folder
 from shardkit.storage.forks import start_anew_in_children
+from shardkit.storage.keeping import Job, Keeper
 from shardkit.storage.policies import Policy, check_policy
-from shardkit.storage.sinks import STEP, AsideSink, Fill, NoRoomError, Sink, Wanted, in_memory
+from shardkit.storage.sinks import (
+    STEP,
+    AsideSink,
+    Fill,
+    NoRoomError,
+    Sink,
+    Wanted,
+    check_fits,
+    in_memory,
+)
 from shardkit.storage.space import Space
 
 __all__ = ["Cache", "CacheStats", "CachedObject", "Fill", "Sink", "in_memory"]
@@ -174,25 +185,69 @@ class Cache:
         name = entry_name(key)
         if (data := self._read(opened, name)) is not None:
             return data
-        with opened.flights.alone(name, cancelled):
-            if (data := self._read(opened, name, drop=True)) is not None:
-                return data
-            self.stats.misses += 1
-            data = load()
-            try:
-                wanted = Wanted(name, key, lambda sink: sink.write(data), len(data))
-                self._fetch(opened, wanted).close()
-            except NoRoomError:
-                self.stats.passed_through += 1
+        return self._get_alone(
+            opened,
+            key,
+            lambda: self._read(opened, name, drop=True),
+            lambda: (load(), ""),
+            cancelled,
+        )
+
+    def get_fresh(
+        self,
+        key: str,
+        load: Callable[[], tuple[bytes, str]],
+        ask: Callable[[], str],
+        *,
+        since_ns: int,
+        cancelled: threading.Event | None = None,
+    ) -> bytes:
+        """Return the bytes of ``key``, whose content may change at the far end; see ``read``.
+
+        A copy that was fetched, or asked about, since ``since_ns`` is good. An older one is good if
+        its version still is; it is then as good as new, for every process of the node.
+
+        Args:
+            key: names the object, not its version.
+            load: fetches bytes and version ("" unknown).
+            ask: tells the version that the object has now; "" where nobody can tell.
+            since_ns: nanoseconds since 1970; 0 never asks.
+            cancelled: as of ``get``.
+        """
+        opened = self._open()
+        name = entry_name(key)
+
+        def find() -> bytes | None:
+            data = self._read(opened, name, since_ns, drop=True)
+            if data is None and self._is_still(opened, name, ask):
+                return self._read(opened, name)
             return data
+
+        return self._get_alone(opened, key, find, load, cancelled)
+
+    def read(self, key: str, since_ns: int = 0) -> bytes | None:
+        """Return the bytes of ``key`` if they are here, fetched or asked about since then."""
+        return self._read(self._open(), entry_name(key), since_ns)
 
     def find(self, key: str) -> Entry | None:
         """Return the object of ``key``, pinned, if it is here."""
-        return self._hit(self._open(), entry_name(key), None)
+        opened, name = self._open(), entry_name(key)
+        entry = self._hit(opened, name, None)
+        if entry is None and not opened.keeper.is_idle:
+            opened.keeper.settle()
+            entry = self._hit(opened, name, None)
+        return entry
 
-    def holds(self, key: str) -> bool:
-        """Is the object of ``key`` here just now? Nothing is pinned: it may go at any time."""
-        return os.path.exists(self._open().folder.entry(entry_name(key)))
+    def holds(self, key: str, since_ns: int = 0) -> bool:
+        """Is the object of ``key`` here just now, fetched or asked about since then?
+
+        Nothing is pinned: it may go at any time.
+        """
+        try:
+            status = os.stat(self._open().folder.entry(entry_name(key)))
+        except FileNotFoundError:
+            return False
+        return status.st_ctime_ns >= since_ns
 
     def is_verified(self, path: str) -> bool:
         """Was this local file, of this size, time and inode, verified on this node before?"""
@@ -206,7 +261,7 @@ class Cache:
 
     def entries(self) -> list[CachedObject]:
         """Return what the cache holds."""
-        opened = self._open()
+        opened = self._settled()
         return [
             CachedObject(r.key, r.size, r.created, r.last_used, opened.folder.entry(r.name))
             for r in opened.space.rows()
@@ -214,19 +269,19 @@ class Cache:
 
     def check(self) -> list[str]:
         """Compare ledger and disk both ways; return what is wrong (nothing, normally)."""
-        return self._open().space.check()
+        return self._settled().space.check()
 
     def repair(self) -> list[str]:
         """Make ledger and disk agree; return what was wrong."""
-        return self._open().space.repair()
+        return self._settled().space.repair()
 
     def clear(self) -> int:
         """Delete everything that nobody has open; return how many bytes went."""
-        return self._open().space.clear()
+        return self._settled().space.clear()
 
     def flush(self) -> None:
         """Record recent uses and entries now (it happens by itself, and on ``close``)."""
-        self._open().space.flush()
+        self._settled().space.flush()
 
     def close(self) -> None:
         """Record what is only in memory and give back all room; the next use opens again."""
@@ -261,6 +316,11 @@ class Cache:
                 self._opened = _Opened(self.folder, self.limit, self.policy)
             return self._opened
 
+    def _settled(self) -> _Opened:
+        opened = self._open()
+        opened.keeper.settle()
+        return opened
+
     def _hit(
         self, opened: _Opened, name: str, due: float | None, *, drop: bool = False
     ) -> Entry | None:
@@ -276,9 +336,11 @@ class Cache:
             opened.space.used(name, due)
         return entry
 
-    def _read(self, opened: _Opened, name: str, *, drop: bool = False) -> bytes | None:
+    def _read(
+        self, opened: _Opened, name: str, since_ns: int = 0, *, drop: bool = False
+    ) -> bytes | None:
         try:
-            data = read_entry(opened.folder.entry(name))
+            data = read_entry(opened.folder.entry(name), since_ns)
         except ValueError:
             if drop:
                 self._drop_damaged(opened, name)
@@ -288,32 +350,95 @@ class Cache:
             opened.space.used(name, None)
         return data
 
+    def _is_still(self, opened: _Opened, name: str, ask: Callable[[], str]) -> bool:
+        """Whether an old entry, if there is one, is what the far end has; else it goes.
+
+        For who holds its flight.
+        """
+        path = opened.folder.entry(name)
+        if not os.path.exists(path):
+            return False
+        version = ask()
+        try:
+            status = os.stat(path)
+            if not version or is_version(status, version):
+                os.utime(path, ns=(status.st_mtime_ns, status.st_mtime_ns))  # changed: just now
+                return True
+        except FileNotFoundError:
+            return False
+        opened.space.drop(name)
+        return False
+
     def _drop_damaged(self, opened: _Opened, name: str) -> None:
         logger.warning("cache entry %s was changed behind our back; dropped", name)
         self.stats.damaged += 1
         opened.space.drop(name)
 
     def _fetch(self, opened: _Opened, wanted: Wanted) -> Entry:
-        """Fill and publish an entry, evicting more if the disk itself is full."""
+        """Fill and publish an entry, and pin it."""
+        sink = self._published(opened, wanted, AsideSink.pin)
+        return Entry(sink.detach(), opened.folder.entry(wanted.name), sink.size, is_cached=True)
+
+    def _get_alone(
+        self,
+        opened: _Opened,
+        key: str,
+        find: Callable[[], bytes | None],
+        load: Callable[[], tuple[bytes, str]],
+        cancelled: threading.Event | None,
+    ) -> bytes:
+        """Find bytes here, or load and keep them; alone until they are kept."""
+        name = entry_name(key)
+        opened.flights.take(name, cancelled)
+        try:
+            if (found := find()) is None:
+                self.stats.misses += 1
+                data, version = load()
+                check_fits(self.limit, key, len(data))
+        except BaseException:
+            opened.flights.release(name)
+            raise
+        if found is not None:
+            opened.flights.release(name)
+            return found
+        wanted = Wanted(name, key, lambda sink: sink.write(data), len(data), version=version)
+        write = functools.partial(self._keep, opened, wanted)
+        done = functools.partial(opened.flights.release, name)
+        opened.keeper.keep(Job(len(data), write, done))
+        return data
+
+    def _keep(self, opened: _Opened, wanted: Wanted) -> None:
+        try:
+            self._published(opened, wanted, AsideSink.close)
+        except NoRoomError:
+            self.stats.passed_through += 1
+
+    def _published(
+        self, opened: _Opened, wanted: Wanted, settle: Callable[[AsideSink], None]
+    ) -> AsideSink:
+        """Fill, settle and publish an entry, evicting more if the disk itself is full."""
         while True:
             try:
-                return self._fill_and_publish(opened, wanted)
+                return self._fill_and_publish(opened, wanted, settle)
             except OSError as error:
                 if error.errno not in _FULL:
                     raise
                 if not opened.space.make_disk_room(max(wanted.size, STEP)):
                     raise self._disk_full(wanted) from error
 
-    def _fill_and_publish(self, opened: _Opened, wanted: Wanted) -> Entry:
+    def _fill_and_publish(
+        self, opened: _Opened, wanted: Wanted, settle: Callable[[AsideSink], None]
+    ) -> AsideSink:
         sink = AsideSink(opened.space, self.limit, wanted)
         try:
             wanted.fill(sink)
             sink.finish()
+            settle(sink)
             opened.space.publish(sink.path, wanted.name, wanted.key, sink.size, wanted.due)
         except BaseException:
             sink.discard()
             raise
-        return Entry(sink.detach(), opened.folder.entry(wanted.name), sink.size, is_cached=True)
+        return sink
 
     def _disk_full(self, wanted: Wanted) -> CacheError:
         full = CacheError(
@@ -340,12 +465,14 @@ class _Opened:
             self.folder.make()
             self.flights = Flights(self.folder.flights)
             self.space = Space(self.folder, limit, policy)
+            self.keeper = Keeper()
         except OSError as error:
             if isinstance(error, CacheError):
                 raise
             raise CacheError(f"cannot open the cache in {root}: {error}") from error
 
     def close(self) -> None:
+        self.keeper.settle()
         self.space.close()
         self.flights.close()
 

@@ -44,7 +44,15 @@ class Flights:
 
     @contextmanager
     def alone(self, name: str, cancelled: threading.Event | None = None) -> Iterator[None]:
-        """Hold ``name`` (hex digits) for the block; wait while somebody else does.
+        """Hold ``name`` (hex digits) for the block. See ``take``."""
+        self.take(name, cancelled)
+        try:
+            yield
+        finally:
+            self.release(name)
+
+    def take(self, name: str, cancelled: threading.Event | None = None) -> None:
+        """Hold ``name`` until ``release``, by any thread; wait while somebody else does.
 
         The wait asks again every few milliseconds instead of sleeping in the kernel, because a
         thread that sleeps in ``F_OFD_SETLKW`` cannot be told to close.
@@ -52,18 +60,20 @@ class Flights:
         Raises:
             Cancelled: ``cancelled`` was set meanwhile.
         """
+        if self._try(name):
+            return
         wait_s = _FIRST_WAIT_S
         idle = cancelled or threading.Event()
         while not self._try(name):
             if idle.wait(wait_s):
                 raise Cancelled(name)
             wait_s = min(_LAST_WAIT_S, wait_s * 2)
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._held.discard(name)
-                _set_lock(self._fd, fcntl.F_UNLCK, name)
+
+    def release(self, name: str) -> None:
+        """Let ``name`` go."""
+        with self._lock:
+            self._held.discard(name)
+            _set_lock(self._fd, fcntl.F_UNLCK, name)
 
     def _try(self, name: str) -> bool:
         with self._lock:

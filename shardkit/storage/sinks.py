@@ -12,7 +12,7 @@ from shardkit.errors import CacheError, CorruptError
 from shardkit.storage.entries import Entry, stamp
 from shardkit.storage.space import Space
 
-__all__ = ["STEP", "AsideSink", "Fill", "NoRoomError", "Sink", "Wanted", "in_memory"]
+__all__ = ["STEP", "AsideSink", "Fill", "NoRoomError", "Sink", "Wanted", "check_fits", "in_memory"]
 
 STEP = 4 << 20
 """Most bytes reserved at a time for an object of unknown size."""
@@ -43,10 +43,20 @@ class Wanted:
     fill: Fill
     size: int
     due: float | None = None
+    version: str = ""
 
 
 class NoRoomError(Exception):
     """Everything in the cache is in use; the object must pass through memory."""
+
+
+def check_fits(limit: int | None, key: str, num_bytes: int) -> None:
+    """Raise ``CacheError`` if one object is larger than the limit."""
+    if limit is not None and num_bytes > limit:
+        raise CacheError(
+            f"cache_limit={limit} bytes is smaller than one object: {key} needs {num_bytes}; raise "
+            "cache_limit (to several objects for each worker)"
+        )
 
 
 class AsideSink:
@@ -57,11 +67,12 @@ class AsideSink:
         self._space = space
         self._limit = limit
         self._key = wanted.key
+        self._version = wanted.version
         self._expected = size
         self.size = 0
         self._reserved = 0
         self._fd = -1
-        self._check_limit(size)
+        check_fits(limit, self._key, size)
         self._claim(max(size, 0))
         self.path = space.aside_path()
         try:
@@ -77,7 +88,7 @@ class AsideSink:
         """Append bytes, reserving more room first if the size was not known."""
         missing = self.size + len(data) - self._reserved
         if missing > 0:
-            self._check_limit(self.size + len(data))
+            check_fits(self._limit, self._key, self.size + len(data))
             step = min(STEP, max(self._reserved, missing))  # doubles, up to a point
             if self._limit is not None:
                 step = min(step, self._limit - self._reserved)
@@ -96,15 +107,24 @@ class AsideSink:
         self.size = 0
 
     def finish(self) -> None:
-        """Give back what was not needed, stamp, and pin for whoever waits."""
+        """Give back what was not needed, and stamp."""
         if self._expected not in (-1, self.size):
             raise CorruptError(
                 f"{self._key} has {self.size} bytes, {self._expected} were expected: it was cut or "
                 "replaced; verify the dataset"
             )
         self._give_back(self._reserved - self.size)
+        when = stamp(self.size, self._version)
+        os.utime(self._fd, ns=(when, when))
+
+    def pin(self) -> None:
+        """Pin for whoever waits, before anybody can evict it."""
         fcntl.flock(self._fd, fcntl.LOCK_SH)
-        os.utime(self._fd, ns=(stamp(self.size), stamp(self.size)))
+
+    def close(self) -> None:
+        """Close the file: nobody waits for more than its bytes."""
+        fd, self._fd = self._fd, -1
+        os.close(fd)
 
     def detach(self) -> int:
         """Return the open file; it and its room belong to the entry now."""
@@ -114,10 +134,9 @@ class AsideSink:
     def discard(self) -> None:
         """Delete the temporary and give its room back; a published one is left alone."""
         if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-            if os.path.lexists(self.path):
-                os.unlink(self.path)
+            self.close()
+        if os.path.lexists(self.path):
+            os.unlink(self.path)
         self._give_back(self._reserved)
 
     def _claim(self, num_bytes: int) -> None:
@@ -129,13 +148,6 @@ class AsideSink:
             return False
         self._reserved += num_bytes
         return True
-
-    def _check_limit(self, needed: int) -> None:
-        if self._limit is not None and needed > self._limit:
-            raise CacheError(
-                f"cache_limit={self._limit} bytes is smaller than one object: {self._key} needs "
-                f"{needed}; raise cache_limit (to several objects for each worker)"
-            )
 
     def _give_back(self, num_bytes: int) -> None:
         if num_bytes:

@@ -40,6 +40,7 @@ _BATCH = 200
 
 _FLUSH_S = 1.0
 _USES_S = 5.0
+_PACE_S = 0.1
 _MAX_USES = 20_000
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _SETTLED_S = 120.0
@@ -102,7 +103,7 @@ class Space:
         """Return a new path for a temporary of this process."""
         with self._lock:
             self._num_aside += 1
-            return f"{self._folder.aside}/{self._lease.name}-{self._num_aside}"
+            return self._folder.aside(self._lease.name, self._num_aside)
 
     def publish(self, aside: str, name: str, key: str, size: int, due: float | None) -> None:
         """Make a complete, stamped temporary of reserved size an entry."""
@@ -119,10 +120,15 @@ class Space:
                 self._flush_or_put_off()
 
     def used(self, name: str, due: float | None) -> None:
-        """Note a hit, in memory; now and then such notes go to the ledger together."""
+        """Note a hit, in memory; now and then such notes go to the ledger together.
+
+        A batch costs 2 ms, so that a note for each of many quick hits would cost as much as the
+        hits: what there is no time for is forgotten, and others are noted in its place.
+        """
         self._uses[name] = (time.time(), due)
-        late = time.monotonic() - self._uses_flushed_at > _USES_S
-        if (late or len(self._uses) % _BATCH == 0) and self._lock.acquire(blocking=False):
+        waited = time.monotonic() - self._uses_flushed_at
+        due_now = waited > _USES_S or (waited > _PACE_S and len(self._uses) >= _BATCH)
+        if due_now and self._lock.acquire(blocking=False):
             try:
                 self._flush_uses()
             finally:
@@ -332,9 +338,10 @@ class Space:
         try:
             with self._ledger.short_wait(0.0), self._ledger.transaction():
                 self._touch()
-        except CacheError:
-            if len(self._uses) > _MAX_USES:
-                self._uses.clear()
+        except CacheError as error:
+            logger.debug("uses are not noted now: %s", error)
+        if len(self._uses) > _MAX_USES:
+            self._uses.clear()
 
     def _shrink(self, num_bytes: int) -> None:
         with self._ledger.transaction():
@@ -366,10 +373,10 @@ class Space:
                 self._ledger.remove([name])
 
     def _remove_asides(self, lease: str) -> None:
-        for aside in os.listdir(self._folder.aside):
-            if aside.startswith(f"{lease}-"):
+        for owner, path in self._folder.aside_paths():
+            if owner == lease:
                 with contextlib.suppress(FileNotFoundError):
-                    os.unlink(os.path.join(self._folder.aside, aside))
+                    os.unlink(path)
 
     def _after_boot(self) -> None:
         """Within a transaction: on a machine that was started anew, trust only what had settled."""

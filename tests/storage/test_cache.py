@@ -35,8 +35,8 @@ def entry_files(folder: str) -> list[Path]:
 
 def disk_bytes(folder: str) -> int:
     """Bytes of entries and temporaries, as anybody sees them from outside."""
-    aside = Path(folder) / "shardkit-cache-1" / "aside"
-    files = [*entry_files(folder), *aside.iterdir()]
+    asides = Path(folder) / "shardkit-cache-1" / "asides"
+    files = [*entry_files(folder), *asides.glob("*/*")]
     return sum(p.stat().st_size for p in files)
 
 

@@ -104,7 +104,7 @@ class CacheMachine(RuleBasedStateMachine):
     def the_limit_holds(self) -> None:
         if hasattr(self, "folder"):
             files = [p for p in Path(self.folder).rglob("*") if p.is_file()]
-            ours = [p for p in files if len(p.name) == 32 or p.parent.name == "aside"]
+            ours = [p for p in files if len(p.name) == 32 or p.parent.parent.name == "asides"]
             assert sum(p.stat().st_size for p in ours) <= LIMIT
 
     @invariant()
