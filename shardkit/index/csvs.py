@@ -16,8 +16,12 @@ from shardkit.index.spool import Spool
 __all__ = ["csv_tables"]
 
 _BLOCK = 16 << 20  # a row must fit in a block; captions of megabytes do
-_INT = r"^(0|-?[1-9][0-9]{0,17})$"
-_FLOAT = r"^(-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?|[nN]a[nN]|-?inf)$"
+_INT = r"^(0|-?[1-9][0-9]{0,18})$"
+# Of whole numbers only those of 15 digits: all of them are doubles, which holds up to 2^53.
+_FLOAT = (
+    r"^(-?(0|[1-9][0-9]{0,14})|-?(0|[1-9][0-9]*)(\.[0-9]+([eE][+-]?[0-9]+)?|[eE][+-]?[0-9]+)"
+    r"|[nN]a[nN]|-?inf)$"
+)
 _BOOL = r"^([tT]rue|[fF]alse|TRUE|FALSE)$"
 _TYPES = ((_INT, pa.int64()), (_FLOAT, pa.float64()), (_BOOL, pa.bool_()))
 
@@ -110,6 +114,16 @@ def _narrow(fits: list[bool], column: pa.ChunkedArray) -> None:
         if fits[i]:
             matches = pc.match_substring_regex(column, pattern)
             fits[i] = bool(pc.all(pc.fill_null(matches, True)).as_py())
+    fits[0] = fits[0] and _holds_int64(column)
+
+
+def _holds_int64(column: pa.ChunkedArray) -> bool:
+    """Whether whole numbers of up to 19 digits are all below 2^63."""
+    try:
+        column.cast(pa.int64())
+    except pa.ArrowInvalid:
+        return False
+    return True
 
 
 def _typed(table: pa.Table, schema: pa.Schema) -> pa.Table:

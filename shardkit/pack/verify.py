@@ -6,15 +6,18 @@ import contextlib
 import mmap
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import IO
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from shardkit.errors import ConfigError, CorruptError, NotFoundError
 from shardkit.executors import WHOLE, Executor, Part, Report, nothing
-from shardkit.format.sidecar import ShardRecord
+from shardkit.format.manifest import FAILED_NAME
+from shardkit.format.sidecar import Failure, ShardRecord, sidecar_record
 from shardkit.index.index import Index
 from shardkit.index.open import open_index
 from shardkit.index.shards import PackedDataset
@@ -60,6 +63,8 @@ class _ShardResult:
     num_samples: int
     num_bytes: int
     problems: tuple[Problem, ...]
+    packed: ShardRecord | None = None
+    """What the sidecar says of its shard, where that can be read."""
 
 
 def verify_dataset(
@@ -84,6 +89,8 @@ def verify_dataset(
     problems = [problem for result in results for problem in result.problems]
     adopted = dataset.manifest.adopted
     keys_may_repeat = adopted is not None and not adopted.unique_keys
+    if adopted is None and not problems and part == WHOLE:
+        problems += _check_totals(dataset, results)
     if not (problems or part.index or keys_may_repeat):  # the sidecars, with the keys, are right
         try:
             open_index(dataset.url, store=store).check_keys()
@@ -97,6 +104,40 @@ def verify_dataset(
         problems=_in_order(problems),
         num_unproved=sum(dataset.tar_checksum(result.shard) is None for result in results),
     )
+
+
+def _check_totals(dataset: PackedDataset, results: Sequence[_ShardResult]) -> Iterator[Problem]:
+    """What manifest and ``failed.parquet`` say of all shards, against what their sidecars say."""
+    manifest = dataset.manifest
+    by_shard = sorted(results, key=lambda result: result.shard)
+    records = [result.packed for result in by_shard if result.packed is not None]
+    members: Counter[str] = Counter()
+    for record in records:
+        members.update(record.members)
+    if dict(members) != dict(manifest.members):
+        text = f"the manifest counts members {dict(manifest.members)}, the sidecars {dict(members)}"
+        yield Problem(None, None, text)
+    failures = [failure for record in records for failure in record.failures]
+    if len(failures) != manifest.num_failed:
+        text = f"the manifest counts {manifest.num_failed} skipped rows, the sidecars "
+        yield Problem(None, None, f"{text}{len(failures)}")
+    output = Output(dataset.url, dataset.store)
+    found = output.read(FAILED_NAME)
+    if found is None and failures:
+        text = f"{FAILED_NAME} is missing, which lists the {len(failures)} rows that were skipped"
+        yield Problem(None, None, text)
+    elif found is not None and not _lists(found, failures):
+        text = f"{FAILED_NAME} does not list the {len(failures)} rows that were skipped"
+        yield Problem(None, None, text)
+
+
+def _lists(data: bytes, failures: Sequence[Failure]) -> bool:
+    """Whether these are the bytes of a ``failed.parquet`` with these rows, whoever wrote it."""
+    try:
+        found = pq.read_table(pa.BufferReader(data))
+    except pa.ArrowException:
+        return False
+    return bool(found.to_pylist() == [asdict(failure) for failure in failures])
 
 
 def verify_tars(
@@ -162,11 +203,21 @@ class _VerifyShard:
     def __call__(self, item: int, report: Report) -> _ShardResult:
         Output(self.dataset.url, self.dataset.store).check_begun()
         record = shard_record(self.dataset, item)
-        problems = list(self._problems(item, record))
+        packed = None if self.dataset.shards.adopted is not None else self._packed(item)
+        problems = list(self._problems(item, record, packed))
         report(record.samples, record.num_bytes)
-        return _ShardResult(item, record.samples, record.num_bytes, tuple(problems))
+        return _ShardResult(item, record.samples, record.num_bytes, tuple(problems), packed)
 
-    def _problems(self, shard: int, record: ShardRecord) -> Iterator[Problem]:
+    def _packed(self, shard: int) -> ShardRecord | None:
+        try:
+            schema = pq.read_schema(pa.BufferReader(self.dataset.sidecar(shard)))
+            return sidecar_record(schema, self.dataset.shards.name(shard))[0]
+        except (CorruptError, NotFoundError, pa.ArrowException):
+            return None  # looking at the shard tells what is wrong with it
+
+    def _problems(
+        self, shard: int, record: ShardRecord, packed: ShardRecord | None
+    ) -> Iterator[Problem]:
         name = record.name
         if self.dataset.shards.adopted is not None:
             yield from check_adopted(self.dataset, shard)
@@ -175,7 +226,8 @@ class _VerifyShard:
             with _mapped(self.dataset.shard_url(shard), self.dataset.store) as tar:
                 try:
                     offsets = self.dataset.offsets(shard)
-                    layout = self.dataset.layout(shard, exts=tuple(self.dataset.manifest.members))
+                    exts = self.dataset.manifest.members if packed is None else packed.members
+                    layout = self.dataset.layout(shard, exts=tuple(exts))
                 except (CorruptError, NotFoundError, pa.ArrowException) as error:
                     yield Problem(name, None, str(error))
                     yield from check_lone_tar(tar, name)[1]

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -130,6 +131,42 @@ def test_a_tar_cut_on_a_member_boundary_is_found(out: Path, keep_end: bool) -> N
     problems = check(out).problems
     assert {p.shard for p in problems} == {TAR}
     assert {p.key for p in problems} >= {"sample_00010", "sample_00011"}
+
+
+@pytest.mark.parametrize("lost", [True, False], ids=["missing", "of another pack"])
+def test_a_list_of_skipped_rows_that_is_not_the_right_one_is_found(
+    lost: bool, tmp_path: Path
+) -> None:
+    index = make_files(tmp_path / "src", 18)
+    for path in sorted((tmp_path / "src").rglob("*.bin"))[3:5]:
+        path.unlink()
+    pack_files(index, tmp_path / "out", on_error="skip")
+    failed = tmp_path / "out" / "failed.parquet"
+    assert check(tmp_path / "out").ok
+    if lost:
+        failed.unlink()
+    else:
+        pq.write_table(pq.read_table(failed).slice(1), failed)
+    (problem,) = check(tmp_path / "out").problems
+    what = "is missing, which lists the 2 rows" if lost else "does not list the 2 rows"
+    assert str(problem) == f"failed.parquet {what} that were skipped"
+
+
+def test_a_list_of_skipped_rows_where_none_was_is_found(out: Path) -> None:
+    pq.write_table(
+        pa.table({"key": ["a"], "url": ["b"], "kind": ["missing"]}), out / "failed.parquet"
+    )
+    (problem,) = check(out).problems
+    assert str(problem) == "failed.parquet does not list the 0 rows that were skipped"
+
+
+def test_a_manifest_that_counts_other_members_is_found(out: Path) -> None:
+    manifest = Manifest.decode((out / "manifest.json").read_bytes(), "")
+    members = {**manifest.members, "bin": 17}
+    (out / "manifest.json").write_bytes(replace(manifest, members=members).encode())
+    (problem,) = check(out).problems
+    assert "the manifest counts members" in str(problem)
+    assert "'bin': 17" in str(problem)
 
 
 def test_a_sidecar_of_another_shard_is_found(out: Path) -> None:
