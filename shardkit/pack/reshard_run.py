@@ -176,7 +176,7 @@ class Reshard:
                 "executor over several machines"
             )
         self._check_folder()
-        with executor.ready():
+        with executor.ready(AllShardsTask):
             made = [DatasetRun.begin(target, self.options) for target in self.targets]
             ends = np.cumsum([dataset.plan.num_shards for dataset in made]).tolist()
             firsts = [end - run.plan.num_shards for end, run in zip(ends, made, strict=True)]
