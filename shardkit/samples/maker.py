@@ -44,6 +44,9 @@ class SampleMaker:
         decode: see ``Decoders``.
         transforms: see ``Pipeline``.
         dataset: URL, for messages.
+
+    Attributes:
+        is_identity: whether samples leave as they come.
     """
 
     def __init__(
@@ -53,11 +56,7 @@ class SampleMaker:
         self._decoders = Decoders(decode, raw=self._pipeline.decodes)
         self._leaves_bytes = decode is None and not self._pipeline.decodes
         self._dataset = dataset
-
-    @property
-    def is_identity(self) -> bool:
-        """Whether samples leave as they come."""
-        return self._leaves_bytes and not len(self._pipeline)
+        self.is_identity = self._leaves_bytes and not len(self._pipeline)
 
     def __call__(
         self, sample: Sample, exts: Iterable[str], seed: int, times: StageTimes
@@ -74,18 +73,15 @@ class SampleMaker:
             DecodeError: a member can't be decoded; names dataset, shard, key and ext.
             Exception: whatever a transform of the user's raises.
         """
-        began = time.perf_counter()
-        for name, value in sample.items():
-            if type(value) is RawMember:
-                if self._leaves_bytes:
+        if self._leaves_bytes:
+            for name, value in sample.items():
+                if type(value) is RawMember:
                     sample[name] = value.data
-                else:
-                    sample[name] = self._from_raw(sample, name, value)
+            if self.is_identity:
+                return [sample]
+        began = time.perf_counter()
         if not self._leaves_bytes:
-            for ext in exts:
-                data = sample.get(ext)
-                if data is not None:
-                    sample[ext] = self._decoded(sample, ext, ext, data)
+            self._decode(sample, exts)
         decoded = time.perf_counter()
         times.decode += decoded - began
         if not len(self._pipeline):
@@ -97,6 +93,15 @@ class SampleMaker:
             raise self._placed(error, url, key) from error
         times.transform += time.perf_counter() - decoded
         return made
+
+    def _decode(self, sample: Sample, exts: Iterable[str]) -> None:
+        for name, value in sample.items():
+            if type(value) is RawMember:
+                sample[name] = self._from_raw(sample, name, value)
+        for ext in exts:
+            data = sample.get(ext)
+            if data is not None:
+                sample[ext] = self._decoded(sample, ext, ext, data)
 
     def _decoded(self, sample: Sample, name: str, ext: str, data: bytes | Source) -> Any:
         decoder: Callable[[Any], Any] | None = self._decoders.for_ext(ext, name)

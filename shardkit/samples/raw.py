@@ -33,7 +33,7 @@ from shardkit.index.index import Index
 from shardkit.index.names import folder_of
 from shardkit.samples.lookahead import Block, Lookahead, Slot
 from shardkit.samples.paths import PinnedPath, path_in_memory
-from shardkit.samples.source import Found, Place, Places, RawMember, Sample
+from shardkit.samples.source import Found, Later, Place, Places, RawMember, Sample
 from shardkit.samples.wanted import (
     Asked,
     Naming,
@@ -107,6 +107,7 @@ class RawSource:
         self.store = store
         self.cache = cache
         self.options = options
+        self._since_ns = options.since_ns
         self._local = LocalStore()
         self._auto = Decoders()
         self._providers = {name: _Provided(name, f) for name, f in options.providers.items()}
@@ -182,7 +183,7 @@ class RawSource:
         return Place(urls[0] if urls else self.index.describe_row(group, row), rows.keys[0])
 
     @contextlib.contextmanager
-    def ahead(self, places: Iterator[Places]) -> Iterator[None]:
+    def ahead(self, places: Iterator[Places], later: Later | None = None) -> Iterator[None]:
         """See ``Source``; of rows that callbacks see, nothing is made before they are read."""
         if self._rows.rewrites or self._rows.is_metadata_only:
             yield
@@ -313,7 +314,7 @@ class RawSource:
             wanted.key = wanted.request.key(self.store)
         else:
             wanted.key = f"{wanted.url}\n{wanted.size if wanted.size >= 0 else ''}"
-            since_ns = self.options.since_ns
+            since_ns = self._since_ns
         near = self._seems_cached or self.cache.holds(wanted.key, since_ns)
         return "cached" if near else "far"
 
@@ -330,7 +331,7 @@ class RawSource:
             wanted.key,
             functools.partial(store.get_versioned, url),
             functools.partial(_version_of, store, url),
-            since_ns=self.options.since_ns,
+            since_ns=self._since_ns,
             cancelled=cancelled,
         )
 
@@ -378,7 +379,7 @@ class RawSource:
         if where == "file":
             return self._local.get(wanted.url)
         if where == "cached":
-            since_ns = self.options.since_ns if wanted.request is None else 0
+            since_ns = self._since_ns if wanted.request is None else 0
             data = self.cache.read(wanted.key, since_ns)
             if data is None:
                 self._seems_cached, self._was_wrong = False, True

@@ -125,11 +125,10 @@ class SampleStream:
     def _made(
         self, found: Sample | list[Sample], exts: Sequence[str], seed: int, spent: StageTimes
     ) -> list[Sample]:
-        samples = found if isinstance(found, list) else [found]
-        spent.num_bytes += sum(num_bytes_of(sample, exts) for sample in samples)
-        if len(samples) == 1:
-            return self.maker(samples[0], exts, seed, spent)
-        return [made for sample in samples for made in self.maker(sample, exts, seed, spent)]
+        if isinstance(found, list):
+            return [made for sample in found for made in self._made(sample, exts, seed, spent)]
+        spent.num_bytes += num_bytes_of(found, exts)
+        return self.maker(found, exts, seed, spent)
 
     def _failed(self, group: np.int64, row: np.int64, error: Exception) -> Failed:
         if not can_skip(error):

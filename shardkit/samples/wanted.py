@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -203,8 +204,9 @@ class RowReader:
         names = ("__key__", "__url__", *rows.metadata.column_names)
         metadata = [to_list(column) for column in rows.metadata.columns]
         urls = _first_urls(rows, self._index.source)
-        for values in zip(map(fit_key, rows.keys), urls, *metadata, strict=True):
-            yield dict(zip(names, values, strict=True))
+        columns = zip(map(fit_key, rows.keys), urls, *metadata, strict=True)
+        # As in gather.py: the same as a comprehension of dict(zip(names, values)), a third quicker.
+        return map(dict, map(zip, repeat(names), columns))
 
     def _plain(self, rows: Rows) -> Iterator[Pending]:
         columns = [self._column(member) for member in rows.members]
