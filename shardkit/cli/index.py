@@ -27,7 +27,6 @@ from shardkit.index import (
 )
 from shardkit.index.names import MEDIA_TYPES
 from shardkit.index.places import is_adopted
-from shardkit.index.scratch import Scratch
 from shardkit.index.sources import identify
 from shardkit.storage.protocol import Store
 from shardkit.storage.store import open_store
@@ -133,7 +132,7 @@ def _adopt(args: argparse.Namespace, store: Store) -> int:
             store=store,
             executor=executor_of(args),
             options=AdoptOptions(args.read, MetadataChoice(source, columns)),
-            scratch=Scratch(args.scratch),
+            scratch=args.scratch,
             report=report,
         )
     for line in _closing(summary):

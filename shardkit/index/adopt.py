@@ -13,12 +13,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from xxhash import xxh3_64_hexdigest
 
 from shardkit.errors import ConfigError, NotFoundError
-from shardkit.executors import Executor, Report, nothing
+from shardkit.executors import Executor, LocalExecutor, Report, nothing
 from shardkit.format.adopted import AdoptedRecord, read_adopted, table_of
 from shardkit.format.manifest import (
     MANIFEST_NAME,
@@ -40,6 +41,7 @@ from shardkit.index.scratch import Scratch
 from shardkit.index.sources import identify
 from shardkit.index.tar_groups import open_packed
 from shardkit.storage.protocol import ObjectInfo, Store
+from shardkit.storage.store import open_store
 from shardkit.storage.urls import is_local, local_path
 
 __all__ = ["AdoptOptions", "AdoptSummary", "adopt", "tars_of"]
@@ -95,10 +97,11 @@ def adopt(
     source: str,
     out: str | None = None,
     *,
-    store: Store,
-    executor: Executor,
-    options: AdoptOptions = AdoptOptions(),
-    scratch: Scratch | None = None,
+    options: AdoptOptions | None = None,
+    executor: Executor | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    store: Store | None = None,
+    scratch: str | None = None,
     report: Report = nothing,
 ) -> AdoptSummary:
     """Make a dataset of tars that exist; read it with ``ShardDataset(summary.url)``.
@@ -106,10 +109,11 @@ def adopt(
     Args:
         source: tars by brace URL, wildcard, list or folder; local, or anywhere that tells sizes.
         out: folder for sidecars and manifest; by default the tars' own.
-        store: reads the tars, writes the rest.
-        executor: runs the scans.
-        options: what is read of the tars.
-        scratch: where keys are compared if they don't fit in memory.
+        options: what is read of the tars, and where columns come from.
+        executor: runs the scans; default one process per core.
+        storage_options: see ``open_store``.
+        store: to read and write through, in place of ``storage_options``.
+        scratch: local folder where keys are compared if they don't fit in memory.
         report: called with the samples and bytes of every tar.
 
     Raises:
@@ -118,8 +122,9 @@ def adopt(
         IndexDataError: a tar is compressed, or its metadata can't be columns.
     """
     began = time.monotonic()
+    store, executor = store or open_store(storage_options), executor or LocalExecutor()
     infos = tars_of(source, store)
-    job = _Job.of(infos, out, store, options)
+    job = _Job.of(infos, out, store, options or AdoptOptions())
     with executor.ready():
         finished = job.finished()
         manifest_url = f"{job.out}/{MANIFEST_NAME}"
@@ -136,7 +141,7 @@ def adopt(
             store.delete(manifest_url)
             records.update(job.run(executor, sorted(others), types, nothing))
     in_order = [records[number] for number in range(len(infos))]
-    return _published(job, in_order, types, scratch or Scratch(), len(finished), began)
+    return _published(job, in_order, types, Scratch(scratch), len(finished), began)
 
 
 def tars_of(source: str, store: Store) -> list[ObjectInfo]:

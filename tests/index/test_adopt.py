@@ -23,7 +23,6 @@ from shardkit.errors import ConfigError, CorruptError, IndexDataError, StoreErro
 from shardkit.executors import LocalExecutor
 from shardkit.index import AdoptOptions, AdoptSummary, MetadataChoice, adopt, open_index
 from shardkit.pack import PackOptions, pack, verify
-from shardkit.storage.store import open_store
 from tests.index.foreign import fields_of, make_tars, tree
 from tests.index.tar_zoo import FOREIGN, member, write_tar
 from tests.s3 import S3Endpoint, serve_s3
@@ -37,7 +36,7 @@ def adopted(source: Path | str, out: Path | None = None, **options: Any) -> Adop
     return adopt(
         str(source),
         None if out is None else str(out),
-        store=open_store(options.pop("storage_options", None)),
+        storage_options=options.pop("storage_options", None),
         executor=LocalExecutor(options.pop("workers", 1)),
         options=AdoptOptions(options.pop("reading", "auto"), metadata),
     )
