@@ -247,18 +247,22 @@ class Lookahead:
     def _begun(self) -> list[Slot]:
         """Under the lock: slots to begin now."""
         begun = []
-        while self._waiting and self._has_room():
-            slot = self._waiting.popleft()
+        while self._waiting:
+            slot = self._waiting[0]
             if slot.state is _State.NEW:
-                slot.counted = slot.num_bytes if slot.num_bytes >= 0 else int(self._mean)
-                self._num_bytes += slot.counted
+                num_bytes = slot.num_bytes if slot.num_bytes >= 0 else int(self._mean)
+                if not self._has_room(num_bytes):
+                    break
+                slot.counted = num_bytes
+                self._num_bytes += num_bytes
                 begun.append(slot)
+            self._waiting.popleft()
         return begun
 
-    def _has_room(self) -> bool:
-        if self._num_bytes <= 0 <= self._max_bytes:
-            return True
-        return self._num_bytes + int(self._mean) <= self._max_bytes
+    def _has_room(self, num_bytes: int) -> bool:
+        if self._max_bytes < 0:
+            return False
+        return self._num_bytes == 0 or self._num_bytes + num_bytes <= self._max_bytes
 
     def _pull(self) -> bool:
         """Make the next block of the first pass that has one; False if none has."""

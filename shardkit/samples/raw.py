@@ -185,6 +185,7 @@ class RawSource:
     @contextlib.contextmanager
     def ahead(self, places: Iterator[Places], later: Later | None = None) -> Iterator[None]:
         """See ``Source``; of rows that callbacks see, nothing is made before they are read."""
+        del later  # files are too many to say of each when it is needed next
         if self._rows.rewrites or self._rows.is_metadata_only:
             yield
             return

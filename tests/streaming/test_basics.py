@@ -191,26 +191,6 @@ def jittered(sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]
     return {**sample, "jitter": float(rng.random())}
 
 
-def test_one_object_that_stalls_holds_up_no_other(far: Photos, tmp_path: Path) -> None:
-    stall = Fault("stall", path="*/0000.jpg", seconds=2.0, at=10)
-    with serve_s3(far.folder.parent, faults=[stall]) as s3:
-        dataset = StreamingDataset(
-            source_of("parquet", far),
-            str(tmp_path / "cache"),
-            shuffle="none",
-            storage_options=s3.storage_options,
-        )
-        samples = iter(dataset)
-        first: list[Any] = []
-        thread = threading.Thread(target=lambda: first.append(next(samples)["__key__"]))
-        thread.start()
-        while s3.count("GET", "*.jpg") < 23 and thread.is_alive():
-            thread.join(0.01)
-        assert s3.count("GET", "*.jpg") >= 23  # the others were asked for behind it
-        thread.join()
-        assert first + [sample["__key__"] for sample in samples] == far.keys
-
-
 def test_cache_limit_is_a_limit(tmp_path: Path) -> None:
     """40 files of 1000 bytes, a limit of 10,000, 4 epochs and random access, sampled throughout."""
     folder = tmp_path / "bucket"
