@@ -27,7 +27,7 @@ from shardkit.samples.open_shard import Verify
 from shardkit.samples.progress import Progress, Restored, split_worker_fields, worker_fields
 from shardkit.samples.selection import Chosen, Weights, select
 from shardkit.samples.shards import ShardSource, default_buffer_size, sparse_shards
-from shardkit.samples.source import Sample
+from shardkit.samples.source import Later, Sample
 from shardkit.samples.stream import SampleStream
 from shardkit.storage.cache import Cache
 from shardkit.storage.store import open_store
@@ -162,7 +162,8 @@ class SampleDataset(IterableBase):
             return iterate_blocks(order, split, position, worker=first, num_workers=num_workers)
 
         locate = self.stream.selection.locate
-        with self.stream.source.ahead(locate(block.ids) for block in blocks()):
+        places = (locate(block.ids) for block in blocks())
+        with self.stream.source.ahead(places, self.groups_after(progress.epoch)):
             for block in blocks():
                 progress.enter(block)
                 yield from self._samples(block, progress)
@@ -182,6 +183,12 @@ class SampleDataset(IterableBase):
     def order(self, epoch: int) -> EpochOrder:
         """The canonical order of an epoch."""
         return self.stream.order(self._options, epoch)
+
+    def groups_after(self, epoch: int) -> Later | None:
+        """What tells the groups of the epoch after this one, by first need; None: no order."""
+        if self._options.shuffle == "global":
+            return None
+        return lambda: self.order(epoch + 1).groups(0, self._num_samples)
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next iteration that of ``epoch``.

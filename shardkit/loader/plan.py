@@ -143,6 +143,5 @@ class DatasetPlan:
     def ahead(self, place: tuple[int, int]) -> AbstractContextManager[None]:
         """See ``Plan``."""
         stream = self._dataset.stream
-        return stream.source.ahead(
-            stream.selection.locate(job.parts[0].ids) for job, _ in self.jobs(place)
-        )
+        places = (stream.selection.locate(job.parts[0].ids) for job, _ in self.jobs(place))
+        return stream.source.ahead(places, self._dataset.groups_after(place[0]))

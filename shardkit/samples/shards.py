@@ -24,7 +24,7 @@ from shardkit.index.shards import ShardLayout, ShardSet
 from shardkit.samples.gather import ReadableShard, samples_of
 from shardkit.samples.open_shard import LocalFile, OpenShard, Verify
 from shardkit.samples.ranges import RangeStream
-from shardkit.samples.source import Place, Places, Sample
+from shardkit.samples.source import Later, Place, Places, Sample
 from shardkit.storage.cache import Cache
 from shardkit.storage.fetch import Request
 from shardkit.storage.filesystems import is_network_path
@@ -93,6 +93,10 @@ class ShardSource:
         if sparse is not None and self._is_far(0):  # local shards are read where they lie
             self._sparse |= sparse
         self._fetcher: ShardFetcher | None = None  # made in the process that needs it
+        # Where each shard comes in the next epoch, if that is known; shards of this one asked for
+        # so far: both set where the look-ahead is walked, and good enough when read late.
+        self._following: npt.NDArray[np.int64] | None = None
+        self._num_asked = 0
         self._num_ahead = 0  # blocks of ``ahead`` so far; guarded by _lock
         self._open: OrderedDict[int, OpenShard] = OrderedDict()  # guarded by _lock
         self._pinned: dict[int, int] = {}  # bytes of the cache that each of _open holds; likewise
@@ -244,7 +248,7 @@ class ShardSource:
             return Place(url, f"sample {row} of the shard")
 
     @contextlib.contextmanager
-    def ahead(self, places: Iterator[Places]) -> Iterator[None]:
+    def ahead(self, places: Iterator[Places], later: Later | None = None) -> Iterator[None]:
         """See ``Source``; local shards are near."""
         if not self._is_far(0):
             yield
@@ -253,29 +257,45 @@ class ShardSource:
         with self._lock:
             self._num_ahead += 1
             number = self._num_ahead
-        fetcher.schedule(self._requests(places))
+        fetcher.schedule(self._requests(places, later))
         try:
             yield
         finally:
             if number == self._num_ahead:  # else the next epoch has begun, and goes on
                 fetcher.schedule(())
 
-    def _requests(self, places: Iterator[Places]) -> Iterator[Request]:
+    def _requests(self, places: Iterator[Places], later: Later | None) -> Iterator[Request]:
         """Each shard once, by first need, but for those that are open already."""
         with self._lock:
             seen = set(self._open)
+        self._num_asked = len(seen)
+        self._following = None if later is None else _places_in(later(), len(self.counts))
         for groups, _ in places:
             numbers, firsts = np.unique(groups, return_index=True)
             for shard in numbers[np.argsort(firsts)].tolist():
                 if shard not in seen and not self._sparse[shard]:
                     seen.add(shard)
+                    self._num_asked = len(seen)
                     yield self._request(shard)
 
     def _request(self, shard: int) -> Request:
-        checksum = self.dataset.tar_checksum(shard)
         return Request(
-            self.dataset.shard_url(shard), size=self.dataset.num_bytes(shard), checksum=checksum
+            self.dataset.shard_url(shard),
+            size=self.dataset.num_bytes(shard),
+            checksum=self.dataset.tar_checksum(shard),
+            next_use=self._next_use(shard),
         )
+
+    def _next_use(self, shard: int) -> int | None:
+        """After how many more shards it is wanted again: the rest of this epoch's, then others.
+
+        Of several processes none wants more of them than there are; several nodes know only when
+        any of them wants it.
+        """
+        following = self._following
+        if following is None or following[shard] < 0:
+            return None
+        return max(len(following) - self._num_asked, 0) + int(following[shard])
 
     def _own_fetcher(self) -> ShardFetcher:
         with self._lock:
@@ -283,7 +303,7 @@ class ShardSource:
                 self._fetcher = ShardFetcher(
                     self.store,
                     self.cache,
-                    lookahead_bytes=self._lookahead_bytes,
+                    lookahead_bytes=self._most_ahead(),
                     verify=self._verify,
                 )
             return self._fetcher
@@ -363,9 +383,21 @@ class ShardSource:
         """Bytes of the cache that an open shard holds."""
         return max(0, self.dataset.num_bytes(shard)) if self._is_far(shard) else 0
 
+    def _most_ahead(self) -> int:
+        """Bytes fetched ahead: of a small cache an eighth, or it would keep nothing for later."""
+        limit = self.cache.limit
+        return self._lookahead_bytes if limit is None else min(self._lookahead_bytes, limit // 8)
+
     def _room(self) -> float:
-        """Bytes of the cache that open shards may hold; the rest is for looking ahead."""
-        return float("inf") if self.cache.limit is None else self.cache.limit / 2
+        """Bytes of the cache that open shards may hold; the rest is for what is needed later."""
+        return float("inf") if self.cache.limit is None else self.cache.limit / 4
+
+
+def _places_in(order: npt.NDArray[np.int64], num_groups: int) -> npt.NDArray[np.int64]:
+    """Where each group comes in an order of groups, -1 nowhere: int64 [num_groups]."""
+    places = np.full(num_groups, -1, np.int64)
+    places[order] = np.arange(len(order))
+    return places
 
 
 def sparse_shards(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -12,12 +12,15 @@ import numpy.typing as npt
 
 from shardkit.decode.source import Source as MemberSource
 
-__all__ = ["Found", "Place", "Places", "RawMember", "Sample", "Source"]
+__all__ = ["Found", "Later", "Place", "Places", "RawMember", "Sample", "Source"]
 
 Sample = dict[str, Any]
 Found = Sample | list[Sample] | Exception
 Places = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 """Groups and rows within them, int64 [n] each."""
+
+Later = Callable[[], npt.NDArray[np.int64]]
+"""Tells the groups of the next epoch by first need, int64; asked at most once."""
 
 
 class RawMember(NamedTuple):
@@ -90,8 +93,13 @@ class Source(Protocol):
         """Say where a sample is, even if it can't be read."""
         ...
 
-    def ahead(self, places: Iterator[Places]) -> AbstractContextManager[None]:
+    def ahead(
+        self, places: Iterator[Places], later: Later | None = None
+    ) -> AbstractContextManager[None]:
         """Bring near what will be read, in this order, while the block runs.
+
+        ``later`` tells the groups of the next epoch, by first need, if that is known: what is
+        needed soonest is then kept.
 
         ``places`` yields (groups, rows) in pieces as ``read`` will be asked for them; it is walked
         lazily, on another thread, no further than a bounded number of bytes ahead.

@@ -15,7 +15,7 @@ from shardkit.dataset import SampleDataset
 from shardkit.errors import CorruptError, TransientError
 from shardkit.order import Selection
 from shardkit.samples.maker import SampleMaker
-from shardkit.samples.source import Place, Places
+from shardkit.samples.source import Later, Place, Places
 from shardkit.samples.stream import SampleStream
 from shardkit.world import World
 
@@ -62,7 +62,9 @@ class NumberSource:
         starts = np.concatenate(([0], np.cumsum(self.counts)))
         return Place(f"{self.url}/{group}", f"{int(starts[group]) + row:06d}")
 
-    def ahead(self, places: Iterator[Places]) -> AbstractContextManager[None]:
+    def ahead(
+        self, places: Iterator[Places], later: Later | None = None
+    ) -> AbstractContextManager[None]:
         @contextlib.contextmanager
         def near() -> Iterator[None]:
             pieces = itertools.islice(places, 100)  # a bounded way ahead
