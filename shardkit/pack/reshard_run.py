@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -23,8 +23,6 @@ from xxhash import xxh3_128_hexdigest
 
 from shardkit.errors import ConfigError, StoreError
 from shardkit.executors import WHOLE, Executor, Part, Report, nothing
-from shardkit.format.manifest import Manifest
-from shardkit.format.sidecar import ShardRecord
 from shardkit.format.sizes import show_size
 from shardkit.index.groups import Groups
 from shardkit.index.index import Index
@@ -33,15 +31,7 @@ from shardkit.pack.output import WORK_FOLDER, Output, check_writable
 from shardkit.pack.plan import PackOptions, Plan, make_plan
 from shardkit.pack.reshard_cost import Cost, Measures, Way, costs
 from shardkit.pack.reshard_task import AllShardsTask, ReshardTask
-from shardkit.pack.run import (
-    PackSummary,
-    add_others,
-    finished_shards,
-    part_summary,
-    prepared,
-    publish_manifest,
-    summary_of,
-)
+from shardkit.pack.run import DatasetRun, PackSummary
 from shardkit.pack.spill import (
     PIECE_BYTES,
     Destination,
@@ -50,7 +40,6 @@ from shardkit.pack.spill import (
     spill_batches,
     spill_name,
 )
-from shardkit.pack.write import shard_task
 from shardkit.storage.boundary import map_os_errors
 from shardkit.storage.protocol import Store
 from shardkit.storage.urls import is_local
@@ -175,9 +164,12 @@ class Reshard:
                 "parts of an array job can't share a spill: use way='ranges', or one run with an "
                 "executor over several machines"
             )
-        self._check_folder()
+        self._check_folders()
         with executor.ready(AllShardsTask):
-            made = [DatasetRun.begin(target, self.options) for target in self.targets]
+            made = [
+                DatasetRun.begin(target.index, target.output, self.options)
+                for target in self.targets
+            ]
             ends = np.cumsum([dataset.plan.num_shards for dataset in made]).tolist()
             firsts = [end - run.plan.num_shards for end, run in zip(ends, made, strict=True)]
             own = part.items(ends[-1])
@@ -188,7 +180,8 @@ class Reshard:
             if todo:
                 chosen = self._chosen(way, part, [run.plan for run in made])
                 self._move(made, firsts, todo, chosen, executor, report)
-            summaries = {run.target.name: run.end(began) for run in made}
+            ended = [run.end(began) for run in made]
+        summaries = {target.name: end for target, end in zip(self.targets, ended, strict=True)}
         if not any(summary.num_missing for summary in summaries.values()):
             self._clear([run.plan for run in made])
         return ReshardSummary(self.url, chosen, summaries, time.monotonic() - began)
@@ -215,19 +208,16 @@ class Reshard:
         if way == "spill":
             places = list(self._spilled(plans, executor, report))
         tasks = [
-            replace(
-                ReshardTask.of(shard_task(run.target.index, run.plan, run.target.output)),
-                places=place,
-            )
+            replace(ReshardTask.of(run.task()), places=place)
             for run, place in zip(made, places, strict=True)
         ]
         try:
             task = AllShardsTask(tuple(tasks), tuple(firsts))
             for number, record in executor.run(task, todo, report):
-                made[number].records[record.name] = record
+                made[number].add(record)
         finally:
             for run in made:
-                run.target.output.sweep()
+                run.output.sweep()
 
     def _spilled(
         self, plans: Sequence[Plan], executor: Executor, report: Report
@@ -278,17 +268,19 @@ class Reshard:
                     num_bytes += pc.sum(sizes, min_count=0).as_py()
         return np.flatnonzero(taken).tolist(), num_bytes
 
-    def _check_folder(self) -> None:
-        """Refuse a result folder that holds anything but the parts.
+    def _check_folders(self) -> None:
+        """Refuse a result that holds anything but the parts, or that can't be written.
 
         Raises:
-            ConfigError: it does.
+            ConfigError: it does, or it is a file.
+            StoreError: it can't be written.
         """
+        for target in self.targets:
+            check_writable(target.output)
         names = {target.name for target in self.targets}
         if names == {""}:
-            return
+            return  # what its plan says will tell
         output = Output(self.url, self.store)
-        check_writable(output)
         strangers = [name for name in output.files() if name.split("/")[0] not in names]
         if strangers:
             raise ConfigError(
@@ -319,44 +311,3 @@ def _check_room(folder: str, num_bytes: int) -> None:
             f"the spill needs {show_size(num_bytes)} in {folder}, where {show_size(free)} are "
             "free; name another folder (--scratch), or read ranges (--way ranges)"
         )
-
-
-@dataclass
-class DatasetRun:
-    """A dataset while it is made."""
-
-    target: Target
-    plan: Plan
-    manifest: Manifest | None
-    records: dict[str, ShardRecord] = field(default_factory=dict)
-    missing: list[int] = field(default_factory=list)
-    num_resumed: int = 0
-
-    @classmethod
-    def begin(cls, target: Target, options: PackOptions) -> DatasetRun:
-        """Find its plan, or make and save it."""
-        check_writable(target.output)
-        return cls(target, *prepared(target.index, target.output, options))
-
-    def resume(self, own: Sequence[int], report: Report) -> None:
-        """See which of these shards an earlier run made."""
-        if self.manifest is not None:
-            self.num_resumed = self.plan.num_shards
-            return
-        self.records = finished_shards(self.target.output, self.plan, own)
-        for record in self.records.values():
-            report(record.samples, record.num_bytes)
-        self.num_resumed = len(self.records)
-        self.missing = [n for n in own if self.plan.shard_name(n) not in self.records]
-
-    def end(self, began: float) -> PackSummary:
-        """Publish it, if all its shards are there."""
-        output, plan = self.target.output, self.plan
-        if self.manifest is None:
-            num_missing = add_others(output, plan, self.records)
-            records = [self.records[name] for name in sorted(self.records)]
-            if num_missing:
-                return part_summary(output, plan, records, self.num_resumed, num_missing, began)
-            schema = self.target.index.metadata_schema
-            self.manifest = publish_manifest(output, plan, records, schema)
-        return summary_of(output, plan, self.manifest, self.num_resumed, began)

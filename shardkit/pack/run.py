@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import pyarrow as pa
 
@@ -29,16 +29,7 @@ from shardkit.pack.output import PLAN_NAME, Output, check_writable
 from shardkit.pack.plan import PackOptions, Plan, make_plan
 from shardkit.pack.write import ShardTask, finished_shard, shard_task
 
-__all__ = [
-    "PackSummary",
-    "add_others",
-    "finished_shards",
-    "pack_index",
-    "part_summary",
-    "prepared",
-    "publish_manifest",
-    "summary_of",
-]
+__all__ = ["DatasetRun", "PackSummary", "pack_index", "prepared", "publish_manifest"]
 
 _READERS = 16  # sidecars read at a time when a pack goes on: 10,000 of them in seconds from afar
 
@@ -84,26 +75,69 @@ def pack_index(
     began = time.monotonic()
     check_writable(output)
     with executor.ready(ShardTask):
-        plan, manifest = prepared(index, output, options)
-        if manifest is not None:
-            return summary_of(output, plan, manifest, plan.num_shards, began)
-        own = part.items(plan.num_shards)
-        records = finished_shards(output, plan, own)
-        num_resumed = len(records)
-        for record in records.values():
+        run = DatasetRun.begin(index, output, options)
+        run.resume(part.items(run.plan.num_shards), report)
+        if run.missing:
+            try:
+                for record in executor.run(run.task(), run.missing, report):
+                    run.add(record)
+            finally:
+                output.sweep()  # of workers that were ended in the middle of a shard
+        return run.end(began)
+
+
+@dataclass
+class DatasetRun:
+    """A dataset while it is made: its plan, and which of its shards are there."""
+
+    index: Index
+    output: Output
+    plan: Plan
+    manifest: Manifest | None
+    """Where it was published before."""
+    missing: list[int] = field(default_factory=list)
+    """Shards for this run to make."""
+    num_resumed: int = 0
+    _records: dict[str, ShardRecord] = field(default_factory=dict)
+
+    @classmethod
+    def begin(cls, index: Index, output: Output, options: PackOptions) -> DatasetRun:
+        """Find the plan of an earlier run or of another part, or make and save it.
+
+        Raises:
+            ConfigError: the folder holds something else, which is left alone.
+        """
+        return cls(index, output, *prepared(index, output, options))
+
+    def resume(self, own: Sequence[int], report: Report) -> None:
+        """See which of these shards are there, and report them as done."""
+        if self.manifest is not None:
+            self.num_resumed = self.plan.num_shards
+            return
+        self._records = _finished(self.output, self.plan, own)
+        for record in self._records.values():
             report(record.samples, record.num_bytes)
-        todo = [shard for shard in own if plan.shard_name(shard) not in records]
-        try:
-            for record in executor.run(shard_task(index, plan, output), todo, report):
-                records[record.name] = record
-        finally:
-            output.sweep()  # of workers that were ended in the middle of a shard
-        num_missing = add_others(output, plan, records)
-        in_order = [records[name] for name in sorted(records)]
-        if num_missing:
-            return part_summary(output, plan, in_order, num_resumed, num_missing, began)
-        manifest = publish_manifest(output, plan, in_order, index.metadata_schema)
-    return summary_of(output, plan, manifest, num_resumed, began)
+        self.num_resumed = len(self._records)
+        self.missing = [n for n in own if self.plan.shard_name(n) not in self._records]
+
+    def task(self) -> ShardTask:
+        """What makes the shards."""
+        return shard_task(self.index, self.plan, self.output)
+
+    def add(self, record: ShardRecord) -> None:
+        """Note a shard that was made."""
+        self._records[record.name] = record
+
+    def end(self, began: float) -> PackSummary:
+        """Publish the dataset if all its shards are there."""
+        output, plan = self.output, self.plan
+        if self.manifest is None:
+            num_missing = _add_others(output, plan, self._records)
+            records = [self._records[name] for name in sorted(self._records)]
+            if num_missing:
+                return _part_summary(output, plan, records, self.num_resumed, num_missing, began)
+            self.manifest = publish_manifest(output, plan, records, self.index.metadata_schema)
+        return _summary(output, plan, self.manifest, self.num_resumed, began)
 
 
 def publish_manifest(
@@ -201,7 +235,7 @@ def _check_same(plan: Plan, index: Index, options: PackOptions, what: str) -> No
             )
 
 
-def finished_shards(output: Output, plan: Plan, shards: Iterable[int]) -> dict[str, ShardRecord]:
+def _finished(output: Output, plan: Plan, shards: Iterable[int]) -> dict[str, ShardRecord]:
     """Those of these shards that are published whole, by name."""
     sizes = output.files()
     with ThreadPoolExecutor(_READERS, "shardkit-resume") as pool:
@@ -209,7 +243,7 @@ def finished_shards(output: Output, plan: Plan, shards: Iterable[int]) -> dict[s
         return {record.name: record for record in found if record is not None}
 
 
-def add_others(output: Output, plan: Plan, records: dict[str, ShardRecord]) -> int:
+def _add_others(output: Output, plan: Plan, records: dict[str, ShardRecord]) -> int:
     """Add the shards of other parts if all are there; returns how many are missing.
 
     While a name is missing no sidecar is read, so that of many parts only the last reads them all.
@@ -221,11 +255,11 @@ def add_others(output: Output, plan: Plan, records: dict[str, ShardRecord]) -> i
     num_missing = sum(sidecar_name(plan.shard_name(shard)) not in names for shard in others)
     if num_missing:
         return num_missing
-    records.update(finished_shards(output, plan, others))
+    records.update(_finished(output, plan, others))
     return plan.num_shards - len(records)
 
 
-def part_summary(
+def _part_summary(
     output: Output,
     plan: Plan,
     records: Sequence[ShardRecord],
@@ -248,7 +282,7 @@ def part_summary(
     )
 
 
-def summary_of(
+def _summary(
     output: Output, plan: Plan, manifest: Manifest, num_resumed: int, began: float
 ) -> PackSummary:
     """What is there once the dataset is published."""
