@@ -16,7 +16,7 @@ from shardkit.index.groups import Groups
 from shardkit.index.scratch import Scratch
 from shardkit.index.where import select_rows
 
-__all__ = ["chosen_rows", "fitted"]
+__all__ = ["chosen_rows", "fitted", "keys_fit"]
 
 logger = logging.getLogger(__name__)
 
@@ -66,3 +66,9 @@ def fitted(keys: pa.ChunkedArray) -> pa.ChunkedArray:
     if pc.all(fits, min_count=0).as_py():
         return keys
     return pa.chunked_array([[fit_key(key) for key in keys.to_pylist()]], pa.string())
+
+
+def keys_fit(groups: Groups) -> bool:
+    """Whether samples keep all the keys that the groups have."""
+    tables = (groups.read(group, [KEY]) for group in range(len(groups.counts)))
+    return all(fitted(table.column(KEY)).equals(table.column(KEY)) for table in tables)

@@ -15,6 +15,7 @@ from shardkit.index.columns import URL_COLUMN
 from shardkit.index.groups import ArrowFileGroups, Groups
 from shardkit.index.scratch import Scratch
 from shardkit.index.spool import write_arrow_groups
+from shardkit.index.tar_groups import PackedGroups
 
 __all__ = ["MappedGroups", "map_groups"]
 
@@ -43,6 +44,7 @@ class MappedGroups:
         self._copy = copy
         self._columns = tuple(columns)
         self._scratch = scratch
+        self._unchanged: set[int] = set()  # groups whose tar was looked at, once a process
 
     def __reduce__(self) -> tuple[Any, ...]:
         return map_groups, (self._original, self._columns, self._scratch)
@@ -56,6 +58,7 @@ class MappedGroups:
         for name in columns:
             kind = self.schema.field(name).type
             if name == URL_COLUMN:
+                self._check_unchanged(group)
                 codes = pa.array(np.zeros(table.num_rows, dtype=np.int32))
                 found.append(pa.DictionaryArray.from_arrays(codes, pa.array([self.file(group)])))
             elif pa.types.is_dictionary(kind):
@@ -63,6 +66,12 @@ class MappedGroups:
             else:
                 found.append(table.column(name))
         return pa.Table.from_arrays(found, names=list(columns))
+
+    def _check_unchanged(self, group: int) -> None:
+        """The copy may be older than the tar, from which whoever wants its URL will read."""
+        if isinstance(self._original, PackedGroups) and group not in self._unchanged:
+            self._original.check_unchanged(group)
+            self._unchanged.add(group)
 
     def head(self, columns: Sequence[str], num_rows: int) -> pa.Table:
         """Return a slice of the first group that has rows."""

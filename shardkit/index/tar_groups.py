@@ -127,7 +127,7 @@ class PackedGroups:
     def read(self, group: int, columns: Sequence[str]) -> pa.Table:
         """Read the shard's sidecar; whoever wants the tar's URL will read from the tar."""
         if URL_COLUMN in columns:
-            self._places.check_unchanged(group)
+            self.check_unchanged(group)
         table = self._sidecars.read(group, [name for name in columns if name != URL_COLUMN])
         return _with_url(table, self.file(group), self.schema, columns)
 
@@ -140,6 +140,10 @@ class PackedGroups:
     def file(self, group: int) -> str:
         """URL of the group's tar."""
         return self._places.tar(group)
+
+    def check_unchanged(self, group: int) -> None:
+        """See ``ShardPlaces``."""
+        self._places.check_unchanged(group)
 
 
 class _Sidecars(Sequence[ParquetFile]):

@@ -11,8 +11,8 @@ from shardkit.errors import ConfigError, IndexDataError
 from shardkit.executors import WHOLE, Executor, LocalExecutor, Part, Report, nothing
 from shardkit.format.keys import fit_key
 from shardkit.format.sidecar import KEY
-from shardkit.index.chosen import fitted
-from shardkit.index.findings import Choices, find
+from shardkit.index.chosen import keys_fit
+from shardkit.index.findings import Choices, Findings, find
 from shardkit.index.groups import Groups
 from shardkit.index.index import Index
 from shardkit.index.mapped import map_groups
@@ -29,7 +29,7 @@ from shardkit.pack.reshard_rows import (
     split_rows,
 )
 from shardkit.pack.reshard_run import Reshard, ReshardSummary, Target
-from shardkit.storage.store import is_local, local_path, open_store
+from shardkit.storage.store import Store, is_local, local_path, open_store
 
 __all__ = ["open_reshard", "reshard"]
 
@@ -154,7 +154,7 @@ def open_reshard(
     selections: Mapping[str, Selection | None] = {"": selection}
     if not split.is_whole:
         selections = split_rows(groups, selection, split, options.seed, kept)
-    findings = find(groups, _choices(shards, groups, exts), store)
+    findings = _findings(shards, groups, exts, store)
     return Reshard(
         source=shards,
         groups=groups,
@@ -206,18 +206,14 @@ def _metadata_member(shards: ShardSet, exts: Sequence[str]) -> str:
     return min(hidden) if hidden else "none"
 
 
-def _choices(shards: ShardSet, groups: Groups, exts: Sequence[str]) -> Choices:
+def _findings(shards: ShardSet, groups: Groups, exts: Sequence[str], store: Store) -> Findings:
     """Members and metadata as the source has them; keys that tars can't hold stay as metadata."""
-    files = {ext: ext for ext in exts}
-    written_by_us = isinstance(shards, PackedDataset) and bool(shards.manifest.plan)
-    if written_by_us or shards.metadata or _keys_fit(groups):
-        return Choices(files=files)
-    return Choices(files=files, metadata=[KEY])
-
-
-def _keys_fit(groups: Groups) -> bool:
-    tables = (groups.read(group, [KEY]) for group in range(len(groups.counts)))
-    return all(fitted(table.column(KEY)).equals(table.column(KEY)) for table in tables)
+    findings = find(groups, Choices(files={ext: ext for ext in exts}), store)
+    if isinstance(shards, PackedDataset):
+        keeps_key = shards.manifest.adopted is not None
+    else:
+        keeps_key = not keys_fit(groups)
+    return replace(findings, metadata=(KEY, *findings.metadata)) if keeps_key else findings
 
 
 def _spill_folder(out: str, scratch: str | None, kept: Scratch) -> str:

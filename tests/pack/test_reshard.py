@@ -17,7 +17,7 @@ from shardkit.cli.main import main
 from shardkit.errors import ConfigError, CorruptError, IndexDataError, NotFoundError
 from shardkit.executors import LocalExecutor
 from shardkit.format.keys import fit_key
-from shardkit.index import adopt
+from shardkit.index import AdoptOptions, adopt
 from shardkit.pack import PackOptions, pack, spill, verify
 from shardkit.storage.store import open_store
 from tests.pack.data import FILES, contents, make_files, pack_files, tar_samples
@@ -371,11 +371,31 @@ def test_tars_that_others_made_go_over_and_keep_their_keys(
     for key, sample in expected.items():
         names = [name for name in sample if name in ("seg.png", "cls", "json")]
         assert {name: found[key][name] for name in names} == {n: sample[n] for n in names}
-    if not adopted:
-        assert {row["key"].removeprefix("./") for row in sidecar_rows(tmp_path / "out")} == {
-            key.removeprefix("./") for key in samples
-        }
+    kept = {row["key"].removeprefix("./") for row in sidecar_rows(tmp_path / "out")}
+    assert kept == {key.removeprefix("./") for key in samples}
     assert verified(tmp_path / "out")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_an_adopted_tar_that_was_changed_since_is_an_error(tmp_path: Path, way: str) -> None:
+    """By its headers alone nothing proves its bytes, and a copy of the index is older than it."""
+    make_foreign(tmp_path / "tars")
+    adopted = str(tmp_path / "adopted")
+    options = AdoptOptions(reading="headers")
+    adopt(
+        str(tmp_path / "tars/part-{0..3}.tar"),
+        adopted,
+        store=open_store(),
+        executor=LocalExecutor(1),
+        options=options,
+    )
+    reshard_files(adopted, tmp_path / "before", way=way)
+    tar = tmp_path / "tars/part-2.tar"
+    data = bytearray(tar.read_bytes())
+    data[600] ^= 1
+    tar.write_bytes(data)
+    with pytest.raises(CorruptError, match=r"part-2.tar has changed since it was adopted"):
+        reshard_files(adopted, tmp_path / "after", way=way)
 
 
 def test_a_reshard_is_repaired_from_its_source(tmp_path: Path) -> None:
