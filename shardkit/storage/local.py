@@ -103,9 +103,19 @@ class LocalStore:
     def stream_to(
         self, url: str, write: Callable[[Chunk], None], start: int = 0, stop: int | None = None
     ) -> None:
-        """Hand ``[start, stop)`` to ``write``, chunk by chunk."""
-        for chunk in self.get_chunks(url, start, stop):
-            write(chunk)
+        """Hand ``[start, stop)`` to ``write``, chunk by chunk, all through one buffer."""
+        buffer = memoryview(bytearray(CHUNK))
+        with map_os_errors("read", url), open(local_path(url), "rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            end = size if stop is None else stop
+            if end > size or start > size:
+                raise short_range(url, start, end, size)
+            while start < end:
+                count = os.preadv(file.fileno(), (buffer[: min(CHUNK, end - start)],), start)
+                if not count:
+                    raise short_range(url, start, end, start)
+                start += count
+                write(buffer[:count])
 
     def put(self, url: str, data: bytes) -> None:
         """Write a file: aside, fsync, rename."""
