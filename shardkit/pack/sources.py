@@ -97,6 +97,10 @@ class RowError:
             case "too_large":
                 return ConfigError(f"{self.cause} (key {key!r}); split the file, or {remedy}")
             case "corrupt":
+                remedy = (
+                    "verify and repair its shard (shardkit verify), or leave the sample out "
+                    "(pack: --on-error skip; reshard: --exclude)"
+                )
                 return CorruptError(f"{self.url} is damaged (key {key!r}): {self.cause}; {remedy}")
         return StoreError(f"{self.url} can't be read (key {key!r}): {self.cause}; {remedy}")
 
