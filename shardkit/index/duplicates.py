@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,8 +11,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from shardkit.errors import IndexDataError
+from shardkit.index.repeats import repeated
 from shardkit.index.scratch import Scratch
 from shardkit.index.sql import Batches, connect
+
+if TYPE_CHECKING:
+    import duckdb
 
 __all__ = ["KeyBatches", "check_unique", "find_repeated"]
 
@@ -19,6 +24,7 @@ KeyBatches = Iterator[tuple[npt.NDArray[np.int64], pa.ChunkedArray]]
 """(row numbers, keys as text), group by group."""
 
 _SCHEMA = pa.schema([("row", pa.int64()), ("key", pa.string())])
+_HASHES = 1 << 20  # a batch
 _SUSPECTS = 1_000  # equal hashes that are looked at as text; unequal keys among them are a rarity
 
 
@@ -27,7 +33,7 @@ def check_unique(
 ) -> None:
     """Raise if a key is missing or repeats.
 
-    Keys are grouped by a hash of 64 bits, on disk where memory does not suffice; keys of equal
+    Hashes of 64 bits are sorted, in parts on disk where memory does not suffice; keys of equal
     hash are then looked at as text.
 
     Args:
@@ -39,9 +45,9 @@ def check_unique(
     Raises:
         IndexDataError: naming value and rows.
     """
-    repeated = find_repeated(batches, where, scratch, column)
-    if repeated is not None:
-        key, *rows = repeated
+    found = find_repeated(batches, where, scratch, column)
+    if found is not None:
+        key, *rows = found
         raise IndexDataError(
             f"the key {key!r} repeats: {where(rows[0])} and {where(rows[1])}; make keys unique, or "
             "name another column (--key)"
@@ -57,21 +63,34 @@ def find_repeated(
         IndexDataError: a key is missing.
     """
     keys = Batches(_SCHEMA, lambda: _checked(batches(), where, column))
-    with connect(scratch, keys=keys) as connection:
-        suspects = connection.sql(
-            "SELECT h FROM (SELECT hash(key) AS h, row FROM keys) GROUP BY h "  # noqa: S608
-            "HAVING count(*) > 1 "
-            f"ORDER BY min(row) LIMIT {_SUSPECTS}"
-        ).fetchall()
-        if not suspects:
+    with connect(scratch, keys=keys) as connection, scratch.temporary() as folder:
+        suspects = repeated(_hashes(connection, keys), folder, _SUSPECTS)
+        if not len(suspects):
             return None
-        hashes = ", ".join(str(found[0]) for found in suspects)
-        repeated = connection.sql(
+        listed = ", ".join(map(str, suspects.tolist()))
+        found = connection.sql(
             "SELECT key, list(row ORDER BY row)[:2] FROM keys "  # noqa: S608
-            f"WHERE hash(key) IN ({hashes}) GROUP BY key HAVING count(*) > 1 "
+            f"WHERE hash(key) IN ({listed}) GROUP BY key HAVING count(*) > 1 "
             "ORDER BY min(row) LIMIT 1"
         ).fetchall()
-    return (repeated[0][0], *repeated[0][1]) if repeated else None
+    return (found[0][0], *found[0][1]) if found else None
+
+
+def _hashes(
+    connection: duckdb.DuckDBPyConnection, keys: Batches
+) -> Iterator[npt.NDArray[np.uint64]]:
+    """Hashes of all keys, streamed."""
+    reader: Any = connection.sql("SELECT hash(key) FROM keys").to_arrow_reader(_HASHES)
+    try:
+        for batch in reader:
+            column = batch.column(0)
+            yield np.frombuffer(
+                column.buffers()[1], np.uint64, count=len(column), offset=8 * column.offset
+            )
+    except (pa.ArrowException, OSError) as error:
+        if keys.error is not None:
+            raise keys.error from error
+        raise
 
 
 def _checked(
