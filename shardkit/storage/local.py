@@ -104,18 +104,8 @@ class LocalStore:
         self, url: str, write: Callable[[Chunk], None], start: int = 0, stop: int | None = None
     ) -> None:
         """Hand ``[start, stop)`` to ``write``, chunk by chunk, all through one buffer."""
-        buffer = memoryview(bytearray(CHUNK))
-        with map_os_errors("read", url), open(local_path(url), "rb", buffering=0) as file:
-            size = os.fstat(file.fileno()).st_size
-            end = size if stop is None else stop
-            if end > size or start > size:
-                raise short_range(url, start, end, size)
-            while start < end:
-                count = os.preadv(file.fileno(), (buffer[: min(CHUNK, end - start)],), start)
-                if not count:
-                    raise short_range(url, start, end, start)
-                start += count
-                write(buffer[:count])
+        for view in _views(url, start, stop):
+            write(view)
 
     def put(self, url: str, data: bytes) -> None:
         """Write a file: aside, fsync, rename."""
@@ -142,6 +132,22 @@ class LocalStore:
                 os.unlink(local_path(url))
             except FileNotFoundError:
                 return
+
+
+def _views(url: str, start: int, stop: int | None) -> Iterator[memoryview]:
+    """Yield ``[start, stop)`` in views of one buffer, each good until the next."""
+    buffer = memoryview(bytearray(CHUNK))
+    with map_os_errors("read", url), open(local_path(url), "rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        end = size if stop is None else stop
+        if end > size or start > size:
+            raise short_range(url, start, end, size)
+        while start < end:
+            count = os.preadv(file.fileno(), (buffer[: min(CHUNK, end - start)],), start)
+            if not count:
+                raise short_range(url, start, end, start)
+            start += count
+            yield buffer[:count]
 
 
 def _read_to_end(fd: int, size: int) -> bytes:
