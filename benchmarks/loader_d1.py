@@ -67,6 +67,9 @@ def preset() -> Any:
 
 def bare_decoder(task: Task) -> Result:
     """Two threads that take every picture's bytes from a map, decode and resize them."""
+    import torch
+
+    torch.set_num_threads(1)  # each of the two works alone
     pipeline = preset()
     views = []
     for path, exts, _, (starts, *_), (stops, *_) in limits.read_spans(task):

@@ -11,10 +11,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from shardkit import DataLoader
 from shardkit.errors import ShardkitError
@@ -256,3 +258,23 @@ def few(samples: Any) -> dict[str, Any]:
 def slow_collate(samples: Any) -> dict[str, Any]:
     time.sleep(0.003)
     return few(samples)
+
+
+def test_threads_work_alone_in_torch_and_leave_everybody_elses_number_as_it_was() -> None:
+    before = torch.get_num_threads()
+    seen = []
+
+    def look(sample: dict[str, Any]) -> dict[str, Any]:
+        seen.append(torch.get_num_threads())
+        return sample
+
+    try:
+        torch.set_num_threads(3)
+        with DataLoader(numbers(20, transforms=[look]), 2, num_workers=2) as loader:
+            list(loader)
+        assert set(seen) == {1}
+        assert torch.get_num_threads() == 3
+        with ThreadPoolExecutor(1) as others:
+            assert others.submit(torch.get_num_threads).result() == 3
+    finally:
+        torch.set_num_threads(before)
