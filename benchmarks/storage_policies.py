@@ -1,6 +1,6 @@
 """What each policy of the cache keeps, through ``ShardDataset``.
 
-    python benchmarks/storage_policies.py [--shards 40] [--epochs 5]
+    python -m benchmarks.storage_policies [--shards 40] [--epochs 5] [--shuffle shard]
 
 A data set twice the cache, from a web server, in shuffled epochs; the hit rate is the share of
 shards that an epoch did not have to fetch. No policy can reach more than 0.4.

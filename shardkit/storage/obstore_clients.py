@@ -12,7 +12,10 @@ import obstore.store
 from shardkit.errors import ConfigError
 from shardkit.storage.options import Options
 
-__all__ = ["open_client"]
+__all__ = ["DEFAULT_REGION", "open_client"]
+
+DEFAULT_REGION = "us-east-1"
+"""What S3-compatible servers take, and where buckets of AWS lie unless made elsewhere."""
 
 _FAMILY = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"} | dict.fromkeys(
     ("az", "abfs", "abfss"), "az"
@@ -66,7 +69,7 @@ def _s3_config(options: Options) -> tuple[Any, Callable[[], dict[str, Any]] | No
         region = region or found
     config = _given(
         endpoint=options.endpoint_url,
-        region=region or "us-east-1",
+        region=region or DEFAULT_REGION,
         skip_signature=options.anon,
     )
     return config, provider

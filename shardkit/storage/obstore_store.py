@@ -25,10 +25,11 @@ from shardkit.storage.bodies import Body, OpenBody, read_body, read_versioned, s
 from shardkit.storage.boundary import short_range, store_error
 from shardkit.storage.forks import keep_for_ever, start_anew_in_children
 from shardkit.storage.http_client import BUFFER, HttpClient, RangePastEndError
-from shardkit.storage.obstore_clients import open_client
+from shardkit.storage.obstore_clients import DEFAULT_REGION, open_client
 from shardkit.storage.options import Options
 from shardkit.storage.protocol import Chunk, ObjectInfo
 from shardkit.storage.ranges import fetch_ranges
+from shardkit.storage.regions import region_of
 from shardkit.storage.retry import retried
 from shardkit.storage.urls import scheme_of
 
@@ -47,6 +48,10 @@ _SIGNED_FOR = timedelta(hours=1)
 _NOT_PARTIAL = re.compile(r"NotPartial|RangeNotSupported|non-partial response")
 _PAST_END = re.compile(
     r"\b416\b|InvalidRange|InvalidGetRange|greater than the length|StartTooLarge"
+)
+_ELSEWHERE = re.compile(
+    r"redirect without LOCATION|PermanentRedirect|AuthorizationHeaderMalformed|"
+    r"IllegalLocationConstraint"
 )
 _STATUS = re.compile(r"status code: (\d{3})|\((\d{3}) [A-Z][A-Za-z ]+\)")
 
@@ -112,7 +117,7 @@ class ObstoreStore:
             found = obstore.get(client, key)
             return bytes(found.bytes()), _version(found.meta)
         except Exception as error:
-            mapped = _mapped("read", url, error)
+            mapped = self._mapped("read", url, error)
             if not isinstance(mapped, TransientError):
                 raise mapped from error
         return read_versioned(url, self._opener(url), self._patience)
@@ -192,7 +197,7 @@ class ObstoreStore:
             try:
                 batch = next(stream, None)
             except Exception as error:
-                mapped = _mapped("list", url, error)
+                mapped = self._mapped("list", url, error)
                 failures += 1
                 if not isinstance(mapped, TransientError) or failures > self._patience.max_attempts:
                     raise mapped from error
@@ -264,7 +269,24 @@ class ObstoreStore:
         """Map an error of a ranged read; one past the end of the object is its own kind."""
         if _PAST_END.search(str(error)):
             return short_range(url, start, stop, self.stat(url).size)
-        return _mapped("read", url, error)
+        return self._mapped("read", url, error)
+
+    def _mapped(self, verb: str, url: str, error: Exception) -> Exception:
+        """Map what obstore raised; a bucket of another region is asked which that is."""
+        if _ELSEWHERE.search(str(error)) is None:
+            return _mapped(verb, url, error)
+        bucket = url.split("://", 1)[1].partition("/")[0]
+        options = self._options.with_environment()
+        region = region_of(bucket, options.endpoint_url)
+        told = f"the bucket {bucket} does not lie in region {options.region or DEFAULT_REGION!r}"
+        if region is None:
+            advice = "find its region and give it"
+        else:
+            told, advice = f"{told} but in {region!r}", "give that one"
+        return StoreError(
+            f"cannot {verb} {url}: {told}; {advice} in storage_options={{'region': …}}, "
+            "or as AWS_REGION"
+        )
 
     def _note_refusal(self, bucket: str, error: BaseException) -> bool:
         """Was a range answered in a way that obstore refuses? Then sign URLs and fetch plainly."""
@@ -278,7 +300,7 @@ class ObstoreStore:
             try:
                 return ask()
             except Exception as error:
-                raise _mapped(verb, url, error) from error
+                raise self._mapped(verb, url, error) from error
 
         return retried(self._patience, once)
 
