@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shardkit import StreamingDataset
+from shardkit.index import open_index
 from tests.s3 import KEY, SECRET, S3Endpoint, serve_s3
 
 
@@ -76,9 +77,8 @@ def metadata_alone(folder: Path, num_rows: int, rounds: int) -> None:
     path = str(folder / "rows.parquet")
     pq.write_table(table, path, row_group_size=65_536)
     for shuffle in ("none", "shard", "buffer", "global"):
-        dataset = StreamingDataset(
-            path, str(folder / "m"), columns_to_load=[], shuffle=shuffle, scratch=str(folder / "s")
-        )
+        index = open_index(path, files=[], scratch=str(folder / "s"))
+        dataset = StreamingDataset(index, str(folder / "m"), shuffle=shuffle)
         best = 1e9
         for _ in range(rounds):
             start = time.perf_counter()

@@ -30,6 +30,9 @@ _FIRST_GUESS = 256 << 10
 
 _MOST_PASSED = 4_096
 
+_CLOSE_S = 0.05
+"""How long closing waits for its threads: a loader has waited for its own before."""
+
 
 class _State(Enum):
     NEW = 0
@@ -172,7 +175,7 @@ class Lookahead:
         for slot in awaited:
             if slot.arrived is not None:
                 slot.arrived.set()
-        self._crew.close()
+        self._crew.close(_CLOSE_S)
 
     def __enter__(self) -> Lookahead:
         return self

@@ -40,7 +40,7 @@ class Crew:
             thread.start()
         self._work.put(job)
 
-    def close(self) -> None:
+    def close(self, wait_s: float = _CLOSE_S) -> None:
         """Drop work that has not begun, end the threads, wait for them a moment."""
         self._closed = True
         while True:
@@ -50,7 +50,7 @@ class Crew:
                 break
         for _ in self._threads:
             self._work.put(None)
-        until = time.monotonic() + _CLOSE_S
+        until = time.monotonic() + wait_s
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(max(0.0, until - time.monotonic()))
