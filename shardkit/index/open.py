@@ -16,6 +16,7 @@ from shardkit.errors import ConfigError, IndexDataError
 from shardkit.executors import Executor
 from shardkit.format.sidecar import KEY
 from shardkit.index.arrows import arrow_tables, as_table
+from shardkit.index.chosen import keys_fit
 from shardkit.index.csvs import csv_tables
 from shardkit.index.findings import Choices, Columns, Findings, find
 from shardkit.index.groups import Groups, TableGroups
@@ -115,6 +116,8 @@ def open_index(
     if opened.files is not None:
         choices = _with_exts(choices, opened.files, groups.schema.names)
     findings = find(groups, choices, opener.store)
+    if opened.keeps_key and choices.metadata is None and findings.key == KEY:
+        findings = replace(findings, metadata=(KEY, *findings.metadata))
     if opened.left_out is not None:
         findings = _without_copy(findings, opened.left_out, choices)
     selection = None if where is None else select_rows(groups, where, opener.scratch)
@@ -158,6 +161,8 @@ class _Opened:
     groups: Groups
     files: Mapping[str, str] | None = None
     left_out: str | None = None
+    keeps_key: bool = False
+    """Whether keys are metadata too, because a pack will have to rewrite some of them."""
 
 
 @dataclass(frozen=True)
@@ -179,10 +184,14 @@ class _Opener:
             found = replace(found, files=found.files[:max_files])
         if found.kind == "packed":
             places = ShardPlaces.open(found.root, self.store)
-            return _Opened(open_packed(places), left_out=places.manifest.metadata_ext)
+            return _Opened(
+                open_packed(places),
+                left_out=places.manifest.metadata_ext,
+                keeps_key=places.manifest.adopted is not None,
+            )
         if found.kind == "tars":
             tars = open_tars(self.store, found.files, self.scratch, executor=self.executor)
-            return _Opened(tars)
+            return _Opened(tars, keeps_key=not keys_fit(tars))
         if found.kind == "index":
             return _Opened(self._index_files(found.files))
         listed = self._media(found)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import glob
 import json
+import tarfile
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -267,3 +269,22 @@ def test_an_empty_index_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(IndexDataError, match=r"no rows.*filter"):
         pack_files(index, tmp_path / "out", where="big < 0")
     assert not contents(tmp_path / "out")
+
+
+@pytest.mark.parametrize("keys", [["cat/000", "dog/000", "egg"], ["a", "b"]])
+def test_keys_of_foreign_tars_that_are_rewritten_stay_in_the_metadata(
+    keys: list[str], tmp_path: Path
+) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for key in keys:
+            info = tarfile.TarInfo(f"{key}.txt")
+            info.size = len(key)
+            tar.addfile(info, BytesIO(key.encode()))
+    pack(str(tmp_path / "a.tar"), str(tmp_path / "out"), executor=LocalExecutor(1))
+    table = pq.read_table(tmp_path / "out" / "shard-000000.parquet")
+    assert table.column(KEY).to_pylist() == [fit_key(key) for key in keys]
+    if "a" in keys:
+        assert table.column_names == [KEY, "txt"]
+    else:
+        assert table.column("key").to_pylist() == keys
+    assert verify(str(tmp_path / "out"), executor=LocalExecutor(1)).ok
