@@ -17,6 +17,7 @@ from xxhash import xxh3_128
 
 from shardkit.errors import IndexDataError
 from shardkit.index.kept import Kept
+from shardkit.index.scratch import Carried
 
 __all__ = ["ROWS_PER_GROUP", "ArrowFileGroups", "Groups", "HashSink", "TableGroups", "hash_batches"]
 
@@ -136,8 +137,9 @@ class ArrowFileGroups:
         self.in_memory = True
         self._tables: Kept[pa.Table] = Kept(_KEPT_TABLES)
 
-    def __reduce__(self) -> tuple[type[ArrowFileGroups], tuple[Any, ...]]:
-        return ArrowFileGroups, (self.path, self.source, self.identity, self.counts, self.schema)
+    def __reduce__(self) -> tuple[Any, ...]:
+        file = Carried.of(self.path)
+        return _arrived, (file, self.source, self.identity, self.counts, self.schema)
 
     def read(self, group: int, columns: Sequence[str]) -> pa.Table:
         """Map, without a copy."""
@@ -163,6 +165,10 @@ class ArrowFileGroups:
         """URL of what the file was made from."""
         del group
         return self.source
+
+
+def _arrived(file: Carried, *known: Any) -> ArrowFileGroups:
+    return ArrowFileGroups(file.arrive(), *known)
 
 
 def hash_batches(schema: pa.Schema, groups: Iterator[pa.Table]) -> str:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from xxhash import xxh3_128
 
 from shardkit.errors import IndexDataError
-from shardkit.index.scratch import Scratch
+from shardkit.index.scratch import Carried, Scratch
 
 __all__ = ["Selection", "keep_selection"]
 
@@ -18,7 +18,7 @@ _READ_BYTES = 8 << 20
 
 
 class Selection:
-    """Selected rows of every group. Thread-safe; picklable by its path.
+    """Selected rows of every group. Thread-safe; picklable, with its file if that is small.
 
     The file holds one bit a row, groups padded to whole bytes, low bit first: at most N/8 bytes
     and one byte a group. Memory is O(groups).
@@ -43,8 +43,9 @@ class Selection:
         self._bits: npt.NDArray[np.uint8] | None = None  # opened on first use
         self._last: tuple[int, npt.NDArray[np.int64]] | None = None  # replaced whole
 
-    def __reduce__(self) -> tuple[type[Selection], tuple[Any, ...]]:
-        return Selection, (self._path, self._raw_counts, self.counts, self.identity)
+    def __reduce__(self) -> tuple[Any, ...]:
+        file = Carried.of(self._path)
+        return _arrived, (file, self._raw_counts, self.counts, self.identity)
 
     def rows(self, group: int) -> npt.NDArray[np.int64]:
         """Return the selected rows of a group, ascending, as numbers within the whole group."""
@@ -99,6 +100,10 @@ def keep_selection(
             ends = np.cumsum(widths)
             counts[first:stop] = before[ends] - before[ends - widths]
     return Selection(path, raw_counts, counts, digest.hexdigest())
+
+
+def _arrived(file: Carried, *known: Any) -> Selection:
+    return Selection(file.arrive(), *known)
 
 
 def _runs(widths: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:

@@ -59,7 +59,7 @@ def pack(
         executor: who packs; default one process per core.
         part: ``(i, n)`` packs only every n-th shard from shard i on, ``i`` from 0 to ``n - 1``.
         scratch: local folder for what is made of the index; see ``open_index``. Executors on other
-            machines must see it too, unless the index is Parquet and no ``where`` is given.
+            machines must see it too if that is more than 16 MB.
         storage_options: of the stores of both ends.
         report: called with samples and bytes as they are packed.
 

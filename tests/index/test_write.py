@@ -168,7 +168,7 @@ def test_tars_are_scanned_on_all_cores_by_the_command(tmp_path: Path) -> None:
     for k in range(4):
         FOREIGN["GNU tar PAX"](tmp_path / f"{k}.tar")
     command = [sys.executable, "-m", "shardkit.cli.main", "index", f"{tmp_path}/{{0..3}}.tar"]
-    command += ["--workers", "2", "--scratch", str(tmp_path / "s")]
+    command += ["--workers", "2", "--scratch", str(tmp_path / "s"), "--dry-run"]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     index = open_index(f"{tmp_path}/{{0..3}}.tar", scratch=str(tmp_path / "s"))
     assert f"{index.num_rows:,} rows in" in run.stdout

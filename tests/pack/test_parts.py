@@ -16,9 +16,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from pyarrow import csv
 
 from shardkit.cli.main import main
-from shardkit.errors import ConfigError
+from shardkit.errors import ConfigError, IndexDataError
 from shardkit.executors import LocalExecutor, Part, Report, Task, nothing
 from shardkit.format.manifest import MANIFEST_NAME
 from shardkit.index.open import open_index
@@ -205,6 +206,34 @@ def test_a_mapped_index_is_made_again_where_it_is_not_there(tmp_path: Path) -> N
     arrived = pickle.loads(sent)
     assert arrived.read(0).keys == index.read(0).keys
     assert len(list((tmp_path / "here").glob("*.mapped"))) == 1
+
+
+@pytest.mark.parametrize("kind", ["csv", "where"])
+def test_what_was_made_of_a_small_index_comes_along(tmp_path: Path, kind: str) -> None:
+    """A conversion and the rows of a filter, pickled to a machine with another scratch folder."""
+    source = make_files(tmp_path / "src", 20)
+    if kind == "csv":
+        table = pq.read_table(source, columns=["id", "data", "score"])
+        source = tmp_path / "src/index.csv"
+        csv.write_csv(table, source)
+    where = "score > 1" if kind == "where" else None
+    index = open_index(str(source), where=where, scratch=str(tmp_path / "here"))
+    expected = [index.read(group).keys for group in range(index.num_groups)]
+    sent = pickle.dumps(index)
+    shutil.rmtree(tmp_path / "here")
+    arrived = pickle.loads(sent)
+    assert [arrived.read(group).keys for group in range(arrived.num_groups)] == expected
+
+
+def test_a_large_one_does_not_and_the_remedy_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = make_files(tmp_path / "src", 20)
+    monkeypatch.setattr("shardkit.index.scratch._CARRIED_BYTES", 0)
+    sent = pickle.dumps(open_index(str(source), where="score > 1", scratch=str(tmp_path / "here")))
+    shutil.rmtree(tmp_path / "here")
+    with pytest.raises(IndexDataError, match=r"give scratch= a folder .* every node sees"):
+        pickle.loads(sent).read(0)
 
 
 def test_to_a_bucket_in_parts(tmp_path: Path) -> None:
