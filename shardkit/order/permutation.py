@@ -22,7 +22,12 @@ _NUM_ROUNDS = 6
 
 def permute_groups(num_groups: int, key: int) -> Int64Array:
     """Return the numbers 0 … num_groups-1 in the order of their hashes: int64[num_groups]."""
-    return np.argsort(hash_range(0, num_groups, key), kind="stable")
+    hashes = hash_range(0, num_groups, key)
+    order = np.argsort(hashes)  # 4 times as fast as a stable one at 10^6; the same without ties
+    in_order = hashes[order]
+    if (in_order[1:] == in_order[:-1]).any():
+        return np.argsort(hashes, kind="stable")
+    return order
 
 
 class Permutation:
