@@ -56,6 +56,8 @@ class DataLoader:
             Default "forkserver": starts in no time once its server has imported torch, and no
             locks or threads of this process are copied.
         worker_init_fn: called in each worker process with its number.
+        of_torch: what torch's loader takes besides: refused with what to use instead, unless it
+            is torch's own default.
 
     Iterating it is one epoch; the next iteration is the next epoch. Batches have ``__pad__`` (or
     ``__replaced__``) entries only where one of their samples is one. A batch with nothing left in
@@ -75,12 +77,16 @@ class DataLoader:
         workers: WorkerKind = "threads",
         collate_fn: Collate | None = None,
         remainder: Remainder = "pad",
-        prefetch_factor: int = 2,
+        prefetch_factor: int | None = None,
         pin_memory: bool = False,
         persistent_workers: bool = True,
-        multiprocessing_context: str = "forkserver",
+        multiprocessing_context: str | None = None,
         worker_init_fn: Callable[[int], None] | None = None,
+        **of_torch: Any,
     ) -> None:
+        _refuse(of_torch)
+        prefetch_factor = 2 if prefetch_factor is None else prefetch_factor
+        multiprocessing_context = multiprocessing_context or "forkserver"
         if not isinstance(dataset, SampleDataset | Mix):
             raise ConfigError(
                 f"dataset is a {type(dataset).__name__}, not a ShardDataset, StreamingDataset or "
@@ -294,6 +300,33 @@ class DataLoader:
                     size,
                 )
                 return
+
+
+# What torch's loader takes and this one does not: torch's default, and what to use instead.
+_OF_TORCH: Mapping[str, tuple[Any, str]] = {
+    "shuffle": (None, "shuffle= belongs to the data set"),
+    "sampler": (None, "the data set's shuffle=, where=, exclude= and weights= say what comes"),
+    "batch_sampler": (None, "the data set's shuffle= and the loader's batch_size= say what comes"),
+    "drop_last": (False, 'use remainder="drop"'),
+    "timeout": (0, "a store's own deadlines end a read that hangs"),
+    "generator": (None, "the data set's seed= says all that is random"),
+    "pin_memory_device": ("", "pin_memory=True pins for the present device"),
+    "in_order": (True, "batches come in canonical order always"),
+}
+
+
+def _refuse(given: Mapping[str, Any]) -> None:
+    """Say what to use instead of an argument that is not honoured.
+
+    Raises:
+        ConfigError: it has another value than torch's default, or is no argument at all.
+    """
+    for name, value in given.items():
+        if name not in _OF_TORCH:
+            raise ConfigError(f"{name}={value!r} is no argument of DataLoader: see its help")
+        default, instead = _OF_TORCH[name]
+        if value is not default and value != default:
+            raise ConfigError(f"{name}={value!r} is not honoured by this DataLoader: {instead}")
 
 
 def _global_batch_size(batch_size: int | None, global_size: int | None, world_size: int) -> int:

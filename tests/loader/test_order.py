@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import time
 from collections import Counter
 from typing import Any
 
@@ -211,3 +213,63 @@ def test_the_look_ahead_is_told_the_whole_epoch_and_closed_with_the_loader() -> 
     loader.close()
     assert source.num_ahead == []
     del running
+
+
+class TestHabits:
+    @pytest.mark.parametrize(
+        ("option", "message"),
+        [
+            ({"shuffle": True}, "shuffle= belongs to the data set"),
+            ({"sampler": [1, 2]}, "weights= say what comes"),
+            ({"batch_sampler": [[1, 2]]}, "batch_size= say what comes"),
+            ({"drop_last": True}, 'use remainder="drop"'),
+            ({"timeout": 30}, "deadlines"),
+            ({"generator": object()}, "seed= says all"),
+            ({"in_order": False}, "canonical order always"),
+            ({"num_wrokers": 2}, "num_wrokers=2 is no argument of DataLoader"),
+        ],
+    )
+    def test_what_torchs_loader_takes_and_this_one_does_not_is_refused_with_the_remedy(
+        self, option: dict[str, Any], message: str
+    ) -> None:
+        with pytest.raises(ConfigError, match=message):
+            DataLoader(numbers(), 4, **option)
+
+    def test_torchs_defaults_do_no_harm(self) -> None:
+        defaults = {"sampler": None, "drop_last": False, "timeout": 0, "generator": None}
+        loader = DataLoader(
+            numbers(8),
+            4,
+            num_workers=0,
+            prefetch_factor=None,
+            multiprocessing_context=None,
+            **defaults,
+        )
+        assert len(list(loader)) == 2
+
+
+@pytest.mark.parametrize("is_mixture", [False, True])
+def test_the_pipeline_stays_full_across_the_end_of_an_epoch(is_mixture: bool) -> None:
+    """With the last batch taken, the next epoch's first ones are made, and its bytes fetched."""
+    made: list[int] = []
+
+    def slow(sample: dict[str, Any]) -> dict[str, Any]:
+        time.sleep(0.002)  # as a store that is far
+        made.append(sample["number"])
+        return sample
+
+    dataset = numbers(40, transforms=[slow])
+    source: Any = dataset.stream.source
+    with DataLoader(Mix({"a": dataset}) if is_mixture else dataset, 4, num_workers=2) as loader:
+        running = iter(loader)
+        seen = [numbers_of(next(running)) for _ in range(10)]
+        assert sorted(itertools.chain(*seen)) == list(range(40))
+        until = time.monotonic() + 60
+        while len(made) < 40 + 4 * 4:
+            assert time.monotonic() < until, "nothing is made of the next epoch"
+            time.sleep(0.005)
+        assert source.num_ahead == [40, 40]  # this epoch's, until its end is seen, and the next's
+        assert next(running, None) is None
+        again = [numbers_of(batch) for batch in loader]
+    assert sorted(itertools.chain(*again)) == list(range(40))
+    assert again != seen
