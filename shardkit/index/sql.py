@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["MEMORY_LIMIT", "Batches", "connect"]
 
 MEMORY_LIMIT = "512MB"
-"""Of one query; beyond it DuckDB goes to disk. 10^8 keys of ~10 bytes: 50 s, 450 MB in all."""
+"""Of one query; beyond it DuckDB goes to disk, as far as it can."""
 
 
 class Batches:
