@@ -32,7 +32,9 @@ class Folder:
 
     def make(self) -> None:
         """Make the folders, all of them at once so that nobody ever meets a missing one."""
-        if os.path.isdir(os.path.join(self.entries, "ff")):
+        if os.path.isdir(f"{self.entries}/ff") and os.path.isdir(
+            f"{self.asides}/{_ASIDES - 1:02x}"
+        ):
             return
         for path in (self.leases, self.asides, self.entries):
             os.makedirs(path, exist_ok=True)

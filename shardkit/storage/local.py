@@ -71,6 +71,11 @@ class LocalStore:
             finally:
                 os.close(fd)
 
+    def get_versioned(self, url: str) -> tuple[bytes, str]:
+        """Return a whole file, and its version as it was before."""
+        version = self.stat(url).version
+        return self.get(url), version
+
     def get_range(self, url: str, start: int, stop: int) -> bytes:
         """Return ``[start, stop)``."""
         return self.get_ranges(url, [(start, stop)])[0]
