@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 
 from shardkit.cli.arguments import (
     add_executor_arguments,
@@ -21,6 +22,7 @@ from shardkit.cli.progress import progress_bar
 from shardkit.format.sizes import show_size
 from shardkit.pack import PackSummary, open_for_pack, pack_index
 from shardkit.pack.plan import DEFAULT_SHARD_SIZE, PackOptions
+from shardkit.pack.write import ShardTask
 
 __all__ = ["add_arguments", "run"]
 
@@ -74,20 +76,23 @@ def run(args: argparse.Namespace) -> int:
         metadata_member=args.metadata_member,
     )
     executor, part = executor_of(args), part_of(args)
-    index, output = open_for_pack(
-        args.source,
-        args.out,
-        scratch=args.scratch,
-        storage_options=storage_options(args),
-        **index_arguments(args),
-        **folder_arguments(args),
-    )
-    echo(index.describe())
-    if args.dry_run:
-        return 0
-    what = "packing" if part.is_whole else f"packing part {part}"
-    with progress_bar(index.num_rows // part.count, what, quiet=args.quiet) as report:
-        summary = pack_index(index, output, options, executor=executor, part=part, report=report)
+    with contextlib.nullcontext() if args.dry_run else executor.ready(ShardTask):
+        index, output = open_for_pack(
+            args.source,
+            args.out,
+            scratch=args.scratch,
+            storage_options=storage_options(args),
+            **index_arguments(args),
+            **folder_arguments(args),
+        )
+        echo(index.describe())
+        if args.dry_run:
+            return 0
+        what = "packing" if part.is_whole else f"packing part {part}"
+        with progress_bar(index.num_rows // part.count, what, quiet=args.quiet) as report:
+            summary = pack_index(
+                index, output, options, executor=executor, part=part, report=report
+            )
     echo(_closing(summary))
     return 0
 
