@@ -14,11 +14,12 @@ __all__ = [
     "add_executor_arguments",
     "add_folder_arguments",
     "add_index_arguments",
-    "add_part_argument",
+    "add_members_argument",
     "add_storage_arguments",
     "executor_of",
     "folder_arguments",
     "index_arguments",
+    "members_of",
     "part_of",
     "storage_options",
 ]
@@ -73,8 +74,11 @@ def index_arguments(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def add_executor_arguments(parser: argparse.ArgumentParser) -> None:
-    """Who does the work; ``executor_of`` makes it."""
+def add_executor_arguments(parser: argparse.ArgumentParser, closing: str | None = None) -> None:
+    """Who does the work; ``executor_of`` makes it.
+
+    With ``closing``, what ends a work of several parts, also which part it is; see ``part_of``.
+    """
     group = parser.add_argument_group("where it runs")
     group.add_argument(
         "--workers",
@@ -91,6 +95,13 @@ def add_executor_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--cpus-per-worker", type=float, metavar="C", help="that Ray reserves for each (default: 1)"
     )
+    if closing is not None:
+        group.add_argument(
+            "--part",
+            default="0/1",
+            metavar="I/N",
+            help=f"do part I of N only, counted from 0, as an array job does; {closing}",
+        )
 
 
 def executor_of(args: argparse.Namespace) -> Executor:
@@ -111,16 +122,6 @@ def executor_of(args: argparse.Namespace) -> Executor:
     return LocalExecutor(args.workers)
 
 
-def add_part_argument(parser: argparse.ArgumentParser, closing: str) -> None:
-    """Which part of the work is this run's, of several that run apart; ``part_of`` reads it."""
-    parser.add_argument(
-        "--part",
-        default="0/1",
-        metavar="I/N",
-        help=f"do part I of N only, counted from 0, as an array job does; {closing}",
-    )
-
-
 def part_of(args: argparse.Namespace) -> Part:
     """The part that the arguments name.
 
@@ -128,6 +129,23 @@ def part_of(args: argparse.Namespace) -> Part:
         ConfigError: there is no such part.
     """
     return Part.parse(args.part)
+
+
+def add_members_argument(group: argparse._ActionsContainer, does: str) -> None:
+    """Which members of samples; ``members_of`` reads them."""
+    group.add_argument(
+        "--members",
+        metavar="EXT",
+        nargs="+",
+        help=f"members to {does}, such as jpg json; default all",
+    )
+
+
+def members_of(args: argparse.Namespace) -> list[str] | None:
+    """The exts that the arguments name, between blanks or commas; None for all."""
+    if args.members is None:
+        return None
+    return [ext for item in args.members for ext in item.split(",") if ext]
 
 
 def add_storage_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,7 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from shardkit.cli.arguments import add_storage_arguments, storage_options
+from shardkit.cli.arguments import (
+    add_members_argument,
+    add_storage_arguments,
+    members_of,
+    storage_options,
+)
 from shardkit.cli.echo import echo
 from shardkit.dataset import SampleDataset, ShardDataset
 from shardkit.loader import DataLoader
@@ -36,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers", choices=("threads", "processes"), default="threads", help="default: threads"
     )
-    parser.add_argument("--members", metavar="EXT", nargs="+", help="members to load; default all")
+    add_members_argument(parser, "load")
     parser.add_argument(
         "--no-decode", action="store_true", help="stream bytes: what storage alone can do"
     )
@@ -86,7 +91,7 @@ def _dataset(args: argparse.Namespace, decode: Any) -> SampleDataset:
         args.dataset,
         shuffle=args.shuffle,
         buffer_size=args.buffer_size,
-        members=args.members,
+        members=members_of(args),
         decode=decode,
         storage_options=storage_options(args),
         **options,

@@ -6,7 +6,7 @@ import argparse
 import os
 import time
 
-from shardkit.cli.echo import echo
+from shardkit.cli.echo import counted, echo
 from shardkit.errors import ConfigError
 from shardkit.format.sizes import show_size
 from shardkit.storage.cache import Cache
@@ -64,5 +64,5 @@ def _check(cache: Cache, *, repair: bool) -> int:
     if not found:
         echo(f"{cache.folder}: sound")
         return 0
-    echo(f"{len(found)} problems" + (", repaired" if repair else "; --repair mends them"))
+    echo(counted(len(found), "problem") + (", repaired" if repair else "; --repair mends them"))
     return 0 if repair else 1

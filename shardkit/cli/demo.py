@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from shardkit.cli.demo_data import SUBJECTS, make_demo_data
-from shardkit.cli.echo import echo
+from shardkit.cli.echo import counted, echo
 from shardkit.decode.extras import need
 from shardkit.errors import CorruptError
 from shardkit.format.sizes import show_size
@@ -39,7 +39,8 @@ def run(args: argparse.Namespace) -> int:
         index, out, inline=["caption=txt"], options=options, executor=LocalExecutor(args.workers)
     )
     echo(
-        f"packed   {summary.num_samples} samples in {summary.num_shards} shards, "
+        f"packed   {counted(summary.num_samples, 'sample')} in "
+        f"{counted(summary.num_shards, 'shard')}, "
         f"{show_size(summary.num_bytes)}, in {summary.seconds:.2f} s: {summary.brace_url}"
     )
     start = time.monotonic()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-__all__ = ["echo", "echo_bytes", "echo_error"]
+__all__ = ["counted", "echo", "echo_bytes", "echo_error"]
 
 
 def echo(text: str = "") -> None:
@@ -23,3 +23,8 @@ def echo_error(text: str) -> None:
     """Write a line to standard error."""
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 shard``, ``2,000 shards``."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -12,7 +12,7 @@ from shardkit.cli.arguments import (
     index_arguments,
     storage_options,
 )
-from shardkit.cli.echo import echo
+from shardkit.cli.echo import counted, echo
 from shardkit.cli.progress import progress_bar
 from shardkit.errors import ConfigError
 from shardkit.executors import LocalExecutor
@@ -141,7 +141,7 @@ def _adopt(args: argparse.Namespace, store: Store) -> int:
 
 
 def _closing(summary: AdoptSummary) -> list[str]:
-    what = f"{summary.num_samples:,} samples in {summary.num_shards:,} tars"
+    what = f"{counted(summary.num_samples, 'sample')} in {counted(summary.num_shards, 'tar')}"
     lines = [
         f"{what}, {show_size(summary.num_bytes)}, adopted in {summary.seconds:,.1f} s",
         f"{summary.num_proved:,} of the tars were read whole: their members have checksums",

@@ -7,7 +7,7 @@ import argparse
 import numpy as np
 
 from shardkit.cli.arguments import add_storage_arguments, storage_options
-from shardkit.cli.echo import echo
+from shardkit.cli.echo import counted, echo
 from shardkit.format.sizes import show_size
 from shardkit.index.open import open_index
 from shardkit.index.shards import PackedDataset
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     manifest, shards = dataset.manifest, dataset.shards
     echo(f"{dataset.url}")
     echo(
-        f"{manifest.num_samples:,} samples in {manifest.num_shards:,} shards, "
+        f"{counted(manifest.num_samples, 'sample')} in {counted(manifest.num_shards, 'shard')}, "
         f"{show_size(manifest.num_bytes)}"
     )
     if manifest.num_failed:

@@ -9,7 +9,6 @@ from shardkit.cli.arguments import (
     add_executor_arguments,
     add_folder_arguments,
     add_index_arguments,
-    add_part_argument,
     add_storage_arguments,
     executor_of,
     folder_arguments,
@@ -17,7 +16,7 @@ from shardkit.cli.arguments import (
     part_of,
     storage_options,
 )
-from shardkit.cli.echo import echo
+from shardkit.cli.echo import counted, echo
 from shardkit.cli.progress import progress_bar
 from shardkit.format.sizes import show_size
 from shardkit.pack import PackSummary, open_for_pack, pack_index
@@ -58,8 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     running.add_argument(
         "--scratch", metavar="DIR", help="where conversions of the index and filters are kept"
     )
-    add_executor_arguments(parser)
-    add_part_argument(
+    add_executor_arguments(
         parser, "the last one to end publishes the dataset, or a run without --part does"
     )
     add_storage_arguments(parser)
@@ -101,7 +99,7 @@ def _closing(summary: PackSummary) -> str:
     seconds = max(summary.seconds, 1e-9)
     speed = show_size(summary.num_bytes / seconds)
     rates = f"{summary.num_samples / seconds:,.0f} samples/s, {speed}/s"
-    what = f"{summary.num_samples:,} samples in {summary.num_shards:,} shards"
+    what = f"{counted(summary.num_samples, 'sample')} in {counted(summary.num_shards, 'shard')}"
     lines = [f"{what}, {show_size(summary.num_bytes)}, in {summary.seconds:,.1f} s ({rates})"]
     if summary.num_resumed:
         lines.append(f"{summary.num_resumed:,} shards were there from an earlier run")

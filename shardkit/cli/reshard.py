@@ -6,13 +6,14 @@ import argparse
 
 from shardkit.cli.arguments import (
     add_executor_arguments,
-    add_part_argument,
+    add_members_argument,
     add_storage_arguments,
     executor_of,
+    members_of,
     part_of,
     storage_options,
 )
-from shardkit.cli.echo import echo
+from shardkit.cli.echo import counted, echo
 from shardkit.cli.progress import progress_bar
 from shardkit.errors import ConfigError
 from shardkit.format.sizes import show_size
@@ -51,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     samples.add_argument(
         "--max-samples", type=int, metavar="N", help="take so many of them, chosen by the seed"
     )
-    samples.add_argument("--members", metavar="EXT,…", help="keep these members (default: all)")
+    add_members_argument(samples, "keep")
     parts = parser.add_argument_group("named parts, each a dataset of its own in OUT/NAME")
     parts.add_argument(
         "--parts", metavar="NAME=F,…", help="by fractions that sum to 1: train=0.9,val=0.1"
@@ -79,8 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     running.add_argument("--dry-run", action="store_true", help="say what would be done and stop")
     running.add_argument("--quiet", action="store_true", help="no progress bar")
-    add_executor_arguments(parser)
-    add_part_argument(
+    add_executor_arguments(
         parser, "the last one to end publishes the datasets, or a run without --part does"
     )
     add_storage_arguments(parser)
@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
         where=args.where,
         exclude=_keys(args),
         max_samples=args.max_samples,
-        members=args.members.split(",") if args.members else None,
+        members=members_of(args),
         parts=_fractions(args.parts),
         parts_by=args.parts_by,
         part_column=args.part_column,
@@ -149,7 +149,7 @@ def _plan(job: Reshard) -> str:
     lines = [f"{job.num_samples:,} of {int(job.source.counts.sum()):,} samples in {job.source.url}"]
     lines.append(f"members  {', '.join(job.exts)}")
     for target, plan in zip(job.targets, job.plans, strict=True):
-        what = f"{plan.num_rows:,} samples in {plan.num_shards:,} shards"
+        what = f"{counted(plan.num_rows, 'sample')} in {counted(plan.num_shards, 'shard')}"
         lines.append(f"{target.output.url}: {what}")
     for number, cost in enumerate(job.costs()):
         lines.append(f"{'→' if number == 0 else ' '} {cost.describe()}")
@@ -160,7 +160,7 @@ def _closing(summary: ReshardSummary) -> str:
     seconds = max(summary.seconds, 1e-9)
     rates = f"{summary.num_samples / seconds:,.0f} samples/s, "
     rates += f"{show_size(summary.num_bytes / seconds)}/s"
-    what = f"{summary.num_samples:,} samples in {summary.num_shards:,} shards"
+    what = f"{counted(summary.num_samples, 'sample')} in {counted(summary.num_shards, 'shard')}"
     lines = [f"{what}, {show_size(summary.num_bytes)}, in {summary.seconds:,.1f} s ({rates})"]
     if summary.way is not None:
         lines.append(f"moved by {summary.way}")

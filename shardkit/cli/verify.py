@@ -11,7 +11,6 @@ from shardkit.cli.arguments import (
     add_executor_arguments,
     add_folder_arguments,
     add_index_arguments,
-    add_part_argument,
     add_storage_arguments,
     executor_of,
     folder_arguments,
@@ -19,7 +18,7 @@ from shardkit.cli.arguments import (
     part_of,
     storage_options,
 )
-from shardkit.cli.echo import echo, echo_error
+from shardkit.cli.echo import counted, echo, echo_error
 from shardkit.cli.progress import progress_bar
 from shardkit.errors import ConfigError
 from shardkit.format.sizes import show_size
@@ -39,8 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--repair", metavar="INDEX", help="make bad shards again from the index they came from"
     )
-    add_executor_arguments(parser)
-    add_part_argument(parser, "each part says what is wrong with its shards")
+    add_executor_arguments(parser, "each part says what is wrong with its shards")
     add_index_arguments(parser)
     add_folder_arguments(parser)
     add_storage_arguments(parser)
@@ -62,13 +60,13 @@ def run(args: argparse.Namespace) -> int:
     if len(report.problems) > _MOST_LINES:
         echo_error(f"… and {len(report.problems) - _MOST_LINES:,} more")
     what = (
-        f"{report.num_samples:,} samples in {report.num_shards:,} shards, "
+        f"{counted(report.num_samples, 'sample')} in {counted(report.num_shards, 'shard')}, "
         f"{show_size(report.num_bytes)}"
     )
     if report.ok:
         echo(f"{report.url}: {_rightness(report)} ({what})")
         return 0
-    echo_error(f"{report.url}: {len(report.problems):,} problems ({what})")
+    echo_error(f"{report.url}: {counted(len(report.problems), 'problem')} ({what})")
     if args.repair is None:
         return 1
     if not report.bad_shards or report.is_lone_tars:

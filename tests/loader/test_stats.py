@@ -17,7 +17,7 @@ from tests.loader.numbers import batches_of, numbers
 
 
 def nap(sample: dict[str, Any]) -> dict[str, Any]:
-    time.sleep(0.003)
+    time.sleep(0.02)
     return sample
 
 
