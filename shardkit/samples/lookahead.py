@@ -56,6 +56,10 @@ class Slot:
         self.arrived: threading.Event | None = None  # made by who waits
 
 
+def _nothing() -> None:
+    """What is left of a slot's work when it has begun."""
+
+
 @dataclass(slots=True)
 class Block:
     """Consecutive rows in any form, and the slots that they wait for, in order."""
@@ -158,7 +162,8 @@ class Lookahead:
         self._top_up()
         if slot.error is not None:
             raise slot.error
-        return slot.value
+        value, slot.value = slot.value, None
+        return value
 
     def drop(self, slots: Iterable[Slot]) -> None:
         """Forget what nobody will take any more."""
@@ -194,8 +199,9 @@ class Lookahead:
             if slot.state is not _State.NEW or self.closed.is_set():
                 return False
             slot.state = _State.RUNNING
+        load, slot.load = slot.load, _nothing  # it knows who waits for the slot: no cycles
         try:
-            slot.value = slot.load()
+            slot.value = load()
         except Exception as error:  # noqa: BLE001 - raised by whoever takes it
             slot.error = error
         with self._lock:
@@ -230,6 +236,7 @@ class Lookahead:
             slot.counted = 0
             if slot.state is _State.NEW:
                 slot.state = _State.DONE
+                slot.load = _nothing
 
     def _top_up(self) -> None:
         """Begin slots while there is room, and make blocks while there are no others."""

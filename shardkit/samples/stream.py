@@ -114,6 +114,9 @@ class SampleStream:
                 try:
                     if before is not None:
                         before(seeds[slot])
+                    if times is not None:
+                        for sample in found if isinstance(found, list) else (found,):
+                            times.num_bytes += num_bytes_of(sample, exts)
                     made = self._made(found, exts, seeds[slot], spent)
                 except Exception as error:  # noqa: BLE001 - same
                     yield self._failed(groups[slot], rows[slot], error)
@@ -127,7 +130,6 @@ class SampleStream:
     ) -> list[Sample]:
         if isinstance(found, list):
             return [made for sample in found for made in self._made(sample, exts, seed, spent)]
-        spent.num_bytes += num_bytes_of(found, exts)
         return self.maker(found, exts, seed, spent)
 
     def _failed(self, group: np.int64, row: np.int64, error: Exception) -> Failed:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import BinaryIO
 from urllib.parse import quote
 
-from shardkit.storage.boundary import map_os_errors, short_range
+from shardkit.storage.boundary import map_os_errors, short_range, store_error
 from shardkit.storage.protocol import Chunk, ObjectInfo
 from shardkit.storage.ranges import coalesce
 from shardkit.storage.urls import local_path
@@ -64,12 +64,14 @@ class LocalStore:
 
     def get(self, url: str) -> bytes:
         """Return a whole file: open, read, close, nothing else."""
-        with map_os_errors("read", url):
+        try:
             fd = os.open(local_path(url), os.O_RDONLY | os.O_CLOEXEC)
             try:
                 return _read_to_end(fd, os.fstat(fd).st_size)
             finally:
                 os.close(fd)
+        except OSError as error:  # not map_os_errors: that costs as much as opening the file
+            raise store_error("read", url, error) from error
 
     def get_versioned(self, url: str) -> tuple[bytes, str]:
         """Return a whole file, and its version as it was before."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -171,3 +173,28 @@ def test_without_threads_all_work_is_done_by_who_takes() -> None:
         assert not work.begun
         assert [ahead.take(slot) for slot in block.slots]
         assert len(work.begun) == 3
+
+
+def test_what_was_taken_is_held_by_nobody_and_needs_no_collector() -> None:
+    class Waits:
+        """What rows do: they know their slot, and their slot's work knows them."""
+
+        slot: Slot
+
+        def load(self) -> bytearray:
+            return bytearray(100)
+
+    gc.disable()
+    try:
+        with Lookahead(2, 500) as ahead:
+            taken, dropped = Waits(), Waits()
+            for waits in (taken, dropped):
+                waits.slot = Slot(waits.load, 100)
+            gone = [weakref.ref(taken), weakref.ref(dropped)]
+            value = ahead.take(taken.slot)
+            assert taken.slot.value is None and len(value) == 100
+            ahead.drop([dropped.slot])
+            del taken, dropped, waits
+            assert [ref() for ref in gone] == [None, None]
+    finally:
+        gc.enable()
