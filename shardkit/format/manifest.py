@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from xxhash import xxh3_128, xxh3_128_hexdigest
 
 from shardkit.errors import ConfigError, CorruptError
+from shardkit.format.arrays import flags, numbers
 from shardkit.format.sidecar import Failure, ShardRecord
 from shardkit.format.tar import checksum
 
@@ -189,22 +190,22 @@ class ShardTable:
             def column(name: str) -> pa.ChunkedArray:  # one at a time: half the memory
                 return file.read([name], use_threads=False).column(name)
 
-            def numbers(name: str, kind: pa.DataType) -> npt.NDArray[Any]:
+            def array(name: str, kind: pa.DataType) -> npt.NDArray[Any]:
                 return _array(column(name).cast(kind))
 
             adopted = None
             if _ADOPTED_COLUMNS[0][0] in file.schema_arrow.names:
-                proved = _array(column("tar_xxh3").is_valid().cast(pa.int64())) != 0
-                layouts = numbers("layout_xxh3", pa.uint64())
+                proved = flags(column("tar_xxh3").is_valid())
+                layouts = array("layout_xxh3", pa.uint64())
                 adopted = AdoptedShards(layouts, column("version"), proved)
             return cls(
                 names=column("name"),
-                rows=numbers("rows", pa.int64()),
-                samples=numbers("samples", pa.int64()),
-                num_bytes=numbers("bytes", pa.int64()),
-                tar_xxh3=_array(column("tar_xxh3").cast(pa.uint64()).fill_null(0)),
-                idx_xxh3=numbers("idx_xxh3", pa.uint64()),
-                sidecar_xxh3=numbers("sidecar_xxh3", pa.uint64()),
+                rows=array("rows", pa.int64()),
+                samples=array("samples", pa.int64()),
+                num_bytes=array("bytes", pa.int64()),
+                tar_xxh3=numbers(column("tar_xxh3").cast(pa.uint64())),
+                idx_xxh3=array("idx_xxh3", pa.uint64()),
+                sidecar_xxh3=array("sidecar_xxh3", pa.uint64()),
                 adopted=adopted,
             )
         except (pa.ArrowException, KeyError, ValueError) as error:
@@ -344,17 +345,9 @@ class Manifest:
 
 
 def _array(column: pa.ChunkedArray) -> npt.NDArray[Any]:
-    """64-bit integers as an array; ``to_numpy`` would import pandas, which takes 0.3 s."""
     if column.null_count:
         raise ValueError("it has nulls")
-    dtype = np.dtype("<u8" if pa.types.is_unsigned_integer(column.type) else "<i8")
-    chunks = [
-        np.frombuffer(chunk.buffers()[1], dtype, count=len(chunk), offset=8 * chunk.offset)
-        for chunk in column.chunks
-    ]
-    if len(chunks) == 1:
-        return chunks[0]
-    return np.concatenate(chunks) if chunks else np.zeros(0, dtype)
+    return numbers(column)
 
 
 def encode_failures(failures: Sequence[Failure]) -> bytes:

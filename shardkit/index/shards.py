@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shardkit.errors import ConfigError, CorruptError, NotFoundError
+from shardkit.format.arrays import flags, numbers, texts
 from shardkit.format.manifest import MANIFEST_NAME, Manifest, ShardTable
 from shardkit.format.sidecar import KEY, decode_offsets, member_exts, metadata_names
 from shardkit.format.tar import checksum
@@ -366,13 +367,11 @@ def table_layout(
     uneven = len(exts) < num_wanted
     for ext in exts:
         struct = table.column(ext).combine_chunks()
-        offset, size = (struct.field(i).to_numpy(zero_copy_only=False) for i in range(2))
-        digest = struct.field(2)
-        proved = digest.null_count == struct.null_count
-        digest = digest.fill_null(0).to_numpy(zero_copy_only=False)
+        offset, size, digest = (numbers(struct.field(i)) for i in range(3))
+        proved = struct.field(2).null_count == struct.null_count
         if struct.null_count:
             uneven = True
-            absent = struct.is_null().to_numpy(zero_copy_only=False)
+            absent = flags(struct.is_null())
             offset, size, digest = (np.where(absent, 0, a) for a in (offset, size, digest))
             starts[ext] = np.where(absent, -1, offset).astype(np.int64)
             stops[ext] = np.where(absent, -1, offset + size).astype(np.int64)
@@ -381,7 +380,7 @@ def table_layout(
         if proved:
             sums[ext] = digest.astype(np.uint64)
     return ShardLayout(
-        keys=_objects(table.column(KEY)),
+        keys=texts(table.column(KEY)),
         starts=starts,
         stops=stops,
         checksums=sums,
@@ -390,16 +389,13 @@ def table_layout(
     )
 
 
-def _objects(column: pa.ChunkedArray) -> npt.NDArray[np.object_]:
-    return column.to_numpy()  # type: ignore[no-any-return]
-
-
 def _values(column: pa.ChunkedArray) -> npt.NDArray[Any]:
     """A column as an array whose ``tolist`` gives the Python values."""
     kind = column.type
-    number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
-    if column.null_count == 0 and number:
-        return column.to_numpy()  # type: ignore[no-any-return]
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        return column.to_numpy()  # type: ignore[no-any-return]
+        return texts(column)
+    if column.null_count == 0 and (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+        return numbers(column)
+    if column.null_count == 0 and pa.types.is_boolean(kind):
+        return flags(column)
     return np.fromiter(column.to_pylist(), dtype=object, count=len(column))

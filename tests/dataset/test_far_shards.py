@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -59,6 +61,15 @@ def test_far_samples_are_the_local_ones_in_the_same_order(
     local = list(ShardDataset(packed.url, shuffle=shuffle, decode=None))
     for sample, other in zip(far.dataset(shuffle=shuffle), local, strict=True):
         assert {**sample, "__url__": ""} == {**other, "__url__": ""}
+
+
+def test_reading_samples_does_not_import_pandas(packed: Packed, tmp_path: Path) -> None:
+    code = (
+        "import sys; from shardkit import ShardDataset\n"
+        f"read = list(ShardDataset({packed.url!r}, decode=None, cache_dir={str(tmp_path)!r}))\n"
+        f"assert len(read) == {NUM_SAMPLES} and 'pandas' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def test_each_shard_is_fetched_once_whatever_the_epochs_workers_and_data_sets(far: Far) -> None:
