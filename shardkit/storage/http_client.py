@@ -20,6 +20,7 @@ from shardkit.storage.bodies import Body
 from shardkit.storage.boundary import short_range
 from shardkit.storage.forks import start_anew_in_children
 from shardkit.storage.protocol import Chunk
+from shardkit.storage.receive import plain_socket, receive
 
 __all__ = ["BUFFER", "HttpClient", "RangePastEndError", "plain_url"]
 
@@ -129,13 +130,11 @@ class HttpClient:
         try:
             while skip and (dropped := answer.read(min(skip, CHUNK))):
                 skip -= len(dropped)
-            while wanted is None or wanted > 0:
-                chunk = _read_chunk(answer, wanted, buffer)
-                if not chunk:
-                    break
-                if wanted is not None:
-                    wanted -= len(chunk)
-                yield chunk
+            sock = plain_socket(connection, answer)
+            if sock is not None and buffer is not None and wanted is not None:
+                yield from receive(sock, answer, wanted, buffer)
+            else:
+                yield from _read_chunks(answer, wanted, buffer)
             if not answer.isclosed() and answer.length == 0:
                 answer.read()
             done = answer.isclosed() and not answer.will_close
@@ -284,13 +283,20 @@ def _raise_for_status(answer: http.client.HTTPResponse, name: str) -> None:
     raise StoreError(f"cannot read {name}: {said}")
 
 
-def _read_chunk(
+def _read_chunks(
     answer: http.client.HTTPResponse, wanted: int | None, buffer: memoryview | None
-) -> Chunk:
-    if buffer is None:
-        return answer.read(CHUNK if wanted is None else min(CHUNK, wanted))
-    view = buffer if wanted is None else buffer[:wanted]
-    return view[: answer.readinto(view)]
+) -> Iterator[Chunk]:
+    while wanted is None or wanted > 0:
+        if buffer is None:
+            chunk: Chunk = answer.read(CHUNK if wanted is None else min(CHUNK, wanted))
+        else:
+            view = buffer if wanted is None else buffer[:wanted]
+            chunk = view[: answer.readinto(view)]
+        if not chunk:
+            return
+        if wanted is not None:
+            wanted -= len(chunk)
+        yield chunk
 
 
 def _length(answer: http.client.HTTPResponse) -> int | None:
