@@ -217,6 +217,9 @@ class ShardSource:
     ) -> tuple[dict[int, ReadableShard], int, ShardkitError | None]:
         """Open the shards of a block, by first need, as many as may be open at a time.
 
+        Only the first is waited for: rows before the first need of one that is still on its way
+        are given out meanwhile.
+
         Returns the shards, how many of the block's rows they serve, and the error of the next.
         """
         shards: dict[int, ReadableShard] = {}
@@ -231,7 +234,9 @@ class ShardSource:
                     return shards, first, error
                 continue
             num_bytes += self._pinned_bytes(shard)
-            if shards and (num_bytes > self._room() or len(shards) >= _MAX_AT_ONCE):
+            if shards and (
+                num_bytes > self._room() or len(shards) >= _MAX_AT_ONCE or self._is_coming(shard)
+            ):
                 return shards, first, None
             try:
                 shards[shard] = self._shard(shard)
@@ -307,6 +312,10 @@ class ShardSource:
                     verify=self._verify,
                 )
             return self._fetcher
+
+    def _is_coming(self, shard: int) -> bool:
+        """Whether a shard is being fetched ahead, and not here yet."""
+        return self._fetcher is not None and self._fetcher.is_coming(self._request(shard))
 
     def _is_far(self, shard: int) -> bool:
         """Whether a shard has to be fetched: behind a URL, or on a network filesystem."""

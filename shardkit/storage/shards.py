@@ -194,6 +194,12 @@ class ShardFetcher:
         for slot in let_go:
             _let_go(self._shared, slot)
 
+    def is_coming(self, request: Request) -> bool:
+        """Is it being fetched ahead just now, so that ``open`` would wait?"""
+        with self._lock:
+            slot = self._ahead.get(_place(request))
+        return slot is not None and not slot.done.is_set()
+
     def open(self, request: Request) -> Entry:
         """Return a shard, pinned until its ``close``; waits for it if it is still on its way.
 
