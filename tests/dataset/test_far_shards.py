@@ -128,6 +128,26 @@ def test_our_loader_fetches_each_shard_once_for_two_ranks(
     assert far.s3.count("GET", "*.tar") == 15
 
 
+def test_samples_of_shards_that_have_come_do_not_wait_for_one_that_stalls(
+    far: Far, packed: Packed
+) -> None:
+    far.s3.faults.append(Fault("stall", path="*000003.tar", at=5_000, times=1))
+    options = {**far.s3.storage_options, "stall_s": 2}
+    dataset = ShardDataset(
+        "s3://bucket/photos",
+        shuffle="none",
+        decode=None,
+        cache_dir=far.cache_dir,
+        cache_limit="10mb",
+        storage_options=options,
+    )
+    samples = iter(dataset)
+    first = [next(samples)["__key__"] for _ in range(21)]  # 7 a shard
+    with Cache(far.cache_dir, "10mb") as cache:
+        assert not any("000003.tar" in entry.key for entry in cache.entries())
+    assert first + keys_of(samples) == packed.keys
+
+
 def test_a_flipped_bit_on_the_way_is_fetched_again(far: Far, packed: Packed) -> None:
     far.s3.faults.append(Fault("flip", path="*000003.tar", at=5_000, times=1))
     assert sorted(keys_of(far.dataset())) == packed.keys
