@@ -211,6 +211,9 @@ class RowReader:
     def _plain(self, rows: Rows) -> Iterator[Pending]:
         columns = [self._column(member) for member in rows.members]
         samples = self._dicts(rows)
+        if columns and not any(None in member.urls for member in rows.members):
+            yield from map(Pending, samples, zip(*columns, strict=True))
+            return
         for row, sample in enumerate(samples):
             found = [wanted for column in columns if (wanted := column[row]) is not None]
             item = Pending(sample, found)
