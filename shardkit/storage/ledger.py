@@ -7,6 +7,7 @@ no question costs more with more entries. Readers of entries never come here: a 
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import logging
 import os
@@ -244,6 +245,16 @@ class Ledger:
 
 
 def _connect(path: str) -> sqlite3.Connection:
+    """Open the ledger, one process at a time: SQLite makes nobody wait for a change to WAL."""
+    alone = os.open(os.path.dirname(path), os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(alone, fcntl.LOCK_EX)
+        return _connect_alone(path)
+    finally:
+        os.close(alone)
+
+
+def _connect_alone(path: str) -> sqlite3.Connection:
     db = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
     db.execute("PRAGMA journal_mode=WAL")
     # entries are files: after a power cut the boot check compares both anyway
