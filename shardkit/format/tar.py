@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import NamedTuple
+from zlib import adler32
 
 from xxhash import xxh3_64_intdigest
 
@@ -91,7 +92,8 @@ def member_header(name: bytes, size: int, data_checksum: int) -> bytes:
         )
     size_field = b"%011o\x00" % size
     hexdigits = b"%016x" % data_checksum
-    total = _CONSTANT_SUM + sum(name + size_field + hexdigits)
+    # Adler-32 begins at 1 and has the sum of up to 256 bytes in its low half: a fifth of sum()'s time
+    total = _CONSTANT_SUM + (adler32(name + size_field + hexdigits) & 0xFFFF) - 1
     return b"%b%b%b%b%06o\x00 %b%b%b" % (
         name.ljust(MAX_NAME_BYTES, b"\x00"),
         _MODE_TO_GID,
