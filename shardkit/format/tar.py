@@ -92,7 +92,7 @@ def member_header(name: bytes, size: int, data_checksum: int) -> bytes:
         )
     size_field = b"%011o\x00" % size
     hexdigits = b"%016x" % data_checksum
-    # Adler-32 begins at 1 and has the sum of up to 256 bytes in its low half: a fifth of sum()'s time
+    # The low half of Adler-32 (RFC 1950) is 1 + the sum of bytes, while that is below 65,521.
     total = _CONSTANT_SUM + (adler32(name + size_field + hexdigits) & 0xFFFF) - 1
     return b"%b%b%b%b%06o\x00 %b%b%b" % (
         name.ljust(MAX_NAME_BYTES, b"\x00"),
