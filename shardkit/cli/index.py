@@ -6,10 +6,13 @@ import argparse
 
 from shardkit.cli.arguments import (
     add_executor_arguments,
+    add_folder_arguments,
     add_index_arguments,
     add_storage_arguments,
     executor_of,
+    folder_arguments,
     index_arguments,
+    part_of,
     storage_options,
 )
 from shardkit.cli.echo import counted, echo
@@ -25,7 +28,6 @@ from shardkit.index import (
     open_index,
     write_index,
 )
-from shardkit.index.names import MEDIA_TYPES
 from shardkit.index.places import is_adopted
 from shardkit.index.sources import identify
 from shardkit.storage.protocol import Store
@@ -45,13 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "theirs). Without it, say what another SRC is",
     )
     add_index_arguments(parser)
-    folders = parser.add_argument_group("folders of files")
-    folders.add_argument(
-        "--data-type", choices=tuple(MEDIA_TYPES), help="keep samples that have such a file"
-    )
-    folders.add_argument(
-        "--folder-as", metavar="COLUMN", help="keep the name of a sample's folder: its class"
-    )
+    add_folder_arguments(parser)
     tars = parser.add_argument_group("tars that are adopted")
     tars.add_argument(
         "--metadata-from",
@@ -68,7 +64,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     tars.add_argument("--dry-run", action="store_true", help="say what SRC is, and stop")
     parser.add_argument("--scratch", metavar="DIR", help="where scans and conversions are kept")
-    add_executor_arguments(parser)
+    add_executor_arguments(
+        parser, "of tars that are adopted; the last one to end publishes, or a run without --part"
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     add_storage_arguments(parser)
 
@@ -79,16 +77,17 @@ def run(args: argparse.Namespace) -> int:
     writes_table = args.out is not None and args.out.lower().endswith((".parquet", ".pq"))
     if not writes_table and not args.dry_run and _is_tars(args, store):
         return _adopt(args, store)
+    if not part_of(args).is_whole:
+        raise ConfigError("--part is for tars that are adopted; this SRC is written down in one go")
     executor = executor_of(args)
     alone = isinstance(executor, LocalExecutor) and executor.num_workers == 1
     index = open_index(
         args.source,
         store=store,
         scratch=args.scratch,
-        data_type=args.data_type,
-        folder_as=args.folder_as,
         executor=None if alone else executor,
         **index_arguments(args),
+        **folder_arguments(args),
     )
     echo(index.describe())
     if args.out is None or args.dry_run:
@@ -114,7 +113,7 @@ def _is_tars(args: argparse.Namespace, store: Store) -> bool:
 
 
 def _adopt(args: argparse.Namespace, store: Store) -> int:
-    chosen = index_arguments(args) | {"data_type": args.data_type, "folder_as": args.folder_as}
+    chosen = index_arguments(args) | folder_arguments(args)
     strangers = [name for name, value in chosen.items() if value is not None and name != "metadata"]
     if strangers:
         raise ConfigError(
@@ -123,6 +122,7 @@ def _adopt(args: argparse.Namespace, store: Store) -> int:
         )
     if args.meta is not None and args.metadata_from is None:
         raise ConfigError("--meta chooses among the columns of --metadata-from; give that too")
+    part = part_of(args)
     source = args.metadata_from and args.metadata_from.lower().lstrip(".")
     columns = None if args.meta is None else tuple(args.meta)
     with progress_bar(None, "adopting", quiet=args.quiet) as report:
@@ -131,6 +131,7 @@ def _adopt(args: argparse.Namespace, store: Store) -> int:
             args.out,
             store=store,
             executor=executor_of(args),
+            part=(part.index, part.count),
             options=AdoptOptions(args.read, MetadataChoice(source, columns)),
             scratch=args.scratch,
             report=report,
@@ -155,6 +156,12 @@ def _closing(summary: AdoptSummary) -> list[str]:
             f"{len(summary.without_end):,} tars have no end marker, and may have been cut between "
             f"members: {summary.without_end[0]}"
         )
+    if summary.num_missing:
+        lines.append(
+            f"{counted(summary.num_missing, 'tar')} of other parts are missing: the last part to "
+            "end publishes the dataset; if one was lost, run it again, or without --part"
+        )
+        return lines
     if summary.repeated is not None:
         lines.append(f"{summary.repeated} (reading does not mind; cat and exclude= do)")
     lines.append(f"fingerprint  {summary.fingerprint}")

@@ -19,7 +19,7 @@ import numpy as np
 from xxhash import xxh3_64_hexdigest
 
 from shardkit.errors import ConfigError, NotFoundError
-from shardkit.executors import Executor, LocalExecutor, Report, nothing
+from shardkit.executors import WHOLE, Executor, LocalExecutor, Part, Report, nothing
 from shardkit.format.adopted import AdoptedRecord, read_adopted, table_of
 from shardkit.format.manifest import (
     MANIFEST_NAME,
@@ -91,6 +91,9 @@ class AdoptSummary:
     """What is said of a key that repeats, and where; None if all are unique."""
     fingerprint: str
     seconds: float
+    num_missing: int = 0
+    """Tars that other parts have yet to finish. While there are some, nothing is published, all
+    numbers are of this part's tars, and the fingerprint is empty."""
 
 
 def adopt(
@@ -99,6 +102,7 @@ def adopt(
     *,
     options: AdoptOptions | None = None,
     executor: Executor | None = None,
+    part: tuple[int, int] | None = None,
     storage_options: Mapping[str, Any] | None = None,
     store: Store | None = None,
     scratch: str | None = None,
@@ -106,11 +110,15 @@ def adopt(
 ) -> AdoptSummary:
     """Make a dataset of tars that exist; read it with ``ShardDataset(summary.url)``.
 
+    Parts may run at the same time, on machines that see the same ``out``; the last one to end
+    publishes the dataset. If one was lost, a run without ``part`` does the rest.
+
     Args:
         source: tars by brace URL, wildcard, list or folder; local, or anywhere that tells sizes.
         out: folder for sidecars and manifest; by default the tars' own.
         options: what is read of the tars, and where columns come from.
         executor: runs the scans; default one process per core.
+        part: ``(i, n)`` scans only every n-th tar from tar i on, ``i`` from 0 to ``n - 1``.
         storage_options: see ``open_store``.
         store: to read and write through, in place of ``storage_options``.
         scratch: local folder where keys are compared if they don't fit in memory.
@@ -125,23 +133,29 @@ def adopt(
     store, executor = store or open_store(storage_options), executor or LocalExecutor()
     infos = tars_of(source, store)
     job = _Job.of(infos, out, store, options or AdoptOptions())
+    own = (WHOLE if part is None else Part(*part)).items(len(infos))
     with executor.ready():
-        finished = job.finished()
-        manifest_url = f"{job.out}/{MANIFEST_NAME}"
-        todo = [number for number in range(len(infos)) if number not in finished]
+        records = job.finished(own)
+        num_resumed = len(records)
+        todo = [number for number in own if number not in records]
         if todo:
-            store.delete(manifest_url)
-        records = dict(finished)
-        for record in finished.values():
+            store.delete(f"{job.out}/{MANIFEST_NAME}")
+        for record in records.values():
             report(record.samples, record.num_bytes)
         records.update(job.run(executor, todo, None, report))
+        num_missing = job.num_absent() if len(own) < len(infos) else 0
+        if not num_missing and len(own) < len(infos):  # of many parts only the last reads them all
+            records.update(job.finished([n for n in range(len(infos)) if n not in records]))
+            num_missing = len(infos) - len(records)  # their tars have changed since
+        if num_missing:
+            return _part_summary(job, [records[n] for n in own], num_resumed, num_missing, began)
         types = types_of(merge_kinds(records[n].kinds for n in sorted(records)))
         others = [n for n, r in records.items() if any(types[c] != r.types[c] for c in r.types)]
         if others:  # tars of which each alone would have other types than all together
-            store.delete(manifest_url)
+            store.delete(f"{job.out}/{MANIFEST_NAME}")
             records.update(job.run(executor, sorted(others), types, nothing))
     in_order = [records[number] for number in range(len(infos))]
-    return _published(job, in_order, types, Scratch(scratch), len(finished), began)
+    return _published(job, in_order, types, Scratch(scratch), num_resumed, began)
 
 
 def tars_of(source: str, store: Store) -> list[ObjectInfo]:
@@ -205,27 +219,37 @@ class _Job:
         """What the sidecar of a tar must say that it was made from."""
         return self.options.identity(self.names[number], self.infos[number])
 
-    def finished(self) -> dict[int, AdoptedRecord]:
-        """Tars whose sidecars are there and true, by number.
+    def finished(self, numbers: Sequence[int]) -> dict[int, AdoptedRecord]:
+        """Those of these tars whose sidecars are there and true, by number.
 
         Raises:
             ConfigError: the folder holds files of others under the names of ours.
         """
-        listed = {
-            info.url.removeprefix(f"{self.out}/"): info.size
-            for info in _listed(self.store, f"{self.out}/")
-        }
+        listed = self._listed()
         if MANIFEST_NAME in listed:
             url = f"{self.out}/{MANIFEST_NAME}"
-            if Manifest.decode(self.store.get(url), url).adopted is None:
+            found = _get(self.store, url)  # another part may just have published or removed it
+            if found is not None and Manifest.decode(found, url).adopted is None:
                 raise ConfigError(f"{self.out} already holds a packed dataset; name another folder")
-        there = [n for n, name in enumerate(self.names) if _sidecar(name) in listed]
+        there = [n for n in numbers if _sidecar(self.names[n]) in listed]
         with ThreadPoolExecutor(_THREADS, "shardkit-resume") as pool:
-            found = list(zip(there, pool.map(self._record, there), strict=True))
+            records = list(zip(there, pool.map(self._record, there), strict=True))
         return {
             number: record
-            for number, record in found
+            for number, record in records
             if record is not None and listed.get(idx_name(record.name)) == 8 * (record.samples + 1)
+        }
+
+    def num_absent(self) -> int:
+        """Tars whose sidecars are not there, be they true or not."""
+        listed = self._listed()
+        return sum(_sidecar(name) not in listed for name in self.names)
+
+    def _listed(self) -> dict[str, int]:
+        """Sizes of the files that are there, by name."""
+        return {
+            info.url.removeprefix(f"{self.out}/"): info.size
+            for info in _listed(self.store, f"{self.out}/")
         }
 
     def _record(self, number: int) -> AdoptedRecord | None:
@@ -257,6 +281,30 @@ class _Job:
         )
         for block in executor.run(task, range(task.num_blocks), report):
             yield from block
+
+
+def _part_summary(
+    job: _Job,
+    records: Sequence[AdoptedRecord],
+    num_resumed: int,
+    num_missing: int,
+    began: float,
+) -> AdoptSummary:
+    """What a part did that ends while tars of others are missing."""
+    return AdoptSummary(
+        url=job.out,
+        num_shards=len(records),
+        num_samples=sum(record.samples for record in records),
+        num_bytes=sum(record.num_bytes for record in records),
+        num_proved=sum(record.tar_xxh3 is not None for record in records),
+        num_resumed=num_resumed,
+        num_without_metadata=sum(record.num_without_metadata for record in records),
+        without_end=tuple(record.name for record in records if not record.has_end),
+        repeated=None,
+        fingerprint="",
+        seconds=time.monotonic() - began,
+        num_missing=num_missing,
+    )
 
 
 def _published(

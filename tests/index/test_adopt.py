@@ -519,6 +519,41 @@ def test_killed_and_run_again_it_goes_on_and_ends_in_the_same_bytes(tmp_path: Pa
     assert left == tree(whole)
 
 
+def test_parts_at_once_write_the_bytes_of_one_run_and_the_last_publishes(tmp_path: Path) -> None:
+    tars, out = make_tars(tmp_path / "tars", 9), tmp_path / "out"
+    adopted(tars, tmp_path / "whole", metadata="json")
+    command = [sys.executable, "-m", "shardkit.cli.main", "index", str(tars), str(out), "--quiet",
+               "--workers", "1", "--metadata-from", "json", "--part"]  # fmt: skip
+    processes = [
+        subprocess.Popen([*command, f"{part}/3"], stdout=subprocess.PIPE) for part in range(3)
+    ]
+    said = [process.communicate()[0].decode() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0]
+    assert any("ShardDataset(" in text for text in said)
+    assert tree(out) == tree(tmp_path / "whole")
+
+
+def test_a_part_that_was_lost_is_done_by_a_run_of_all(tmp_path: Path) -> None:
+    tars, out = make_tars(tmp_path / "tars", 5), tmp_path / "out"
+    adopted(tars, tmp_path / "whole")
+    one = LocalExecutor(1)
+    parts = [adopt(str(tars), str(out), executor=one, part=(i, 3)) for i in (0, 2)]
+    assert [part.num_missing for part in parts] == [3, 2]
+    assert [part.num_shards for part in parts] == [2, 1]
+    assert not (out / "manifest.json").exists()
+    summary = adopt(str(tars), str(out), executor=one)
+    assert (summary.num_resumed, summary.num_missing) == (3, 0)
+    assert tree(out) == tree(tmp_path / "whole")
+
+
+def test_parts_are_of_tars_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "i.csv").write_text("id,x\n1,2\n")
+    assert (
+        main(["index", str(tmp_path / "i.csv"), str(tmp_path / "o.parquet"), "--part", "0/2"]) == 2
+    )
+    assert "--part is for tars that are adopted" in capsys.readouterr().err
+
+
 def test_the_sidecar_says_what_was_read(tmp_path: Path) -> None:
     tars = make_tars(tmp_path, 1)
     adopted(tars, tmp_path / "out", reading="headers")
