@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import psutil
 import pytest
+import ray
 
 from shardkit.cli.main import main
 from shardkit.errors import ConfigError, NotFoundError
@@ -27,8 +28,6 @@ from shardkit.pack import PackOptions, PackSummary, pack, reshard, verify
 from shardkit.storage.store import open_store
 from tests.pack.data import FILES, contents, make_files, pack_files
 from tests.ray_cluster import ray_cluster, ray_processes, wait_until
-
-ray = pytest.importorskip("ray")
 
 ROOT = Path(__file__).parents[2]
 Report = Callable[[int, int], None]

@@ -9,14 +9,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+import ray
 
 from shardkit.executors import RayExecutor
 from shardkit.pack import PackOptions, reshard, spill
 from tests.pack.data import contents
 from tests.pack.reshards import WAYS, make_source, reshard_files
 from tests.ray_cluster import ray_cluster, ray_processes
-
-ray = pytest.importorskip("ray")
 
 
 @pytest.fixture(scope="module")

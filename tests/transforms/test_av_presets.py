@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+import torchaudio
 
 from shardkit.decode import Audio, decode_audio
 from shardkit.decode.video import open_video
@@ -24,7 +26,6 @@ from shardkit.transforms import (
 )
 from tests import media
 
-torch = pytest.importorskip("torch")
 VIDEO = media.video(100, 25, sound=media.tone(4.0, 16_000), rate=16_000)
 FAST = media.video(200, 50)
 
@@ -176,7 +177,6 @@ def test_loudness_is_that_of_the_standard(rate: int) -> None:
 
 
 def test_loudness_agrees_with_torchaudio() -> None:
-    torchaudio = pytest.importorskip("torchaudio")
     rng = np.random.default_rng(0)
     noise = (rng.standard_normal((2, 48_000 * 3)) * 0.1).clip(-1, 1).astype(np.float32)
     theirs = float(torchaudio.functional.loudness(torch.from_numpy(noise), 48_000))

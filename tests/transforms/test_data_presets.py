@@ -4,13 +4,12 @@ import io
 
 import numpy as np
 import pytest
+import torch
 
 import shardkit.transforms as presets
 from shardkit.decode import decode_member
 from shardkit.errors import ConfigError, DecodeError
 from shardkit.transforms import Pipeline
-
-torch = pytest.importorskip("torch")
 
 
 def run(transforms, sample: dict, seed: int = 0) -> dict:
