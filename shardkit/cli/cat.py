@@ -6,15 +6,14 @@ import argparse
 import json
 from concurrent.futures import ThreadPoolExecutor
 
-import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from shardkit.cli.arguments import add_storage_arguments, storage_options
 from shardkit.cli.echo import echo, echo_bytes
 from shardkit.errors import CorruptError, NotFoundError
 from shardkit.format.keys import fit_key
 from shardkit.format.metadata import jsonable
+from shardkit.format.parquet_bytes import parquet_table
 from shardkit.format.sidecar import KEY, member_exts
 from shardkit.format.sizes import show_size
 from shardkit.format.tar import checksum
@@ -51,10 +50,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _rows(sidecar: bytes, key: str) -> tuple[list[str], dict[str, object]] | None:
-    table = pq.read_table(pa.BufferReader(sidecar), filters=pc.field(KEY) == key)
-    if not len(table):
+    table = parquet_table(sidecar)
+    row = pc.index(table[KEY], key).as_py()
+    if row < 0:
         return None
-    return member_exts(table.schema), table.to_pylist()[0]
+    return member_exts(table.schema), table.slice(row, 1).to_pylist()[0]
 
 
 def _show(

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from shardkit.errors import ConfigError, CorruptError, IndexDataError, NotFoundError
+from shardkit.format.parquet_bytes import parquet_table
 from shardkit.format.sidecar import KEY
 from shardkit.index.adopt_tar import AdoptedTar
 from shardkit.index.spool import as_text
@@ -84,7 +84,7 @@ def _beside(tar: AdoptedTar, url: str, store: Store) -> list[dict[str, Any] | No
     """The rows of the Parquet file beside a tar, by key."""
     name = url.removesuffix(".tar") + ".parquet"
     try:
-        table = pq.read_table(pa.BufferReader(store.get(name)))
+        table = parquet_table(store.get(name))
     except NotFoundError as error:
         raise NotFoundError(
             f"{name} is not there, so {url} has no metadata beside it; take it from the tar's own "

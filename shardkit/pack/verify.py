@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from shardkit.errors import ConfigError, CorruptError, NotFoundError
 from shardkit.executors import WHOLE, Executor, Part, Report, nothing
 from shardkit.format.manifest import FAILED_NAME
+from shardkit.format.parquet_bytes import parquet_table
 from shardkit.format.sidecar import Failure, ShardRecord, sidecar_record
 from shardkit.index.index import Index
 from shardkit.index.open import open_index
@@ -134,7 +135,7 @@ def _check_totals(dataset: PackedDataset, results: Sequence[_ShardResult]) -> It
 def _lists(data: bytes, failures: Sequence[Failure]) -> bool:
     """Whether these are the bytes of a ``failed.parquet`` with these rows, whoever wrote it."""
     try:
-        found = pq.read_table(pa.BufferReader(data))
+        found = parquet_table(data)
     except pa.ArrowException:
         return False
     return bool(found.to_pylist() == [asdict(failure) for failure in failures])

@@ -20,6 +20,7 @@ sys.meta_path.insert(0, Blocker())
 from shardkit.cli.main import main
 status = main(sys.argv[1:])
 assert "torch" not in sys.modules
+assert "pyarrow.dataset" not in sys.modules  # its threads may abort a process that ends
 sys.exit(status)
 """
 
