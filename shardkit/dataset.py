@@ -205,17 +205,20 @@ class SampleDataset(IterableBase):
             self._rows.write_all([epoch, epoch])
             self._restored = self._progress = None
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, progress: Progress | None = None) -> dict[str, Any]:
         """How far this process's iteration has come, in plain JSON values.
 
         Exact where the data set itself is iterated, or under ``shardkit.DataLoader``. Under
         torch's DataLoader with worker processes the main process can't see how far they are: the
         state then is that of the start of the epoch, and a warning says so. In a loader worker
         (torchdata's ``StatefulDataLoader``) the state is the worker's own.
+
+        Args:
+            progress: the iteration that is meant, where several go on at once; default the latest.
         """
         world = self.world.in_worker()
         with self._lock:
-            epoch, position, first = self._where(world)
+            epoch, position, first = self._where(world, progress)
         state = self.state_at(epoch, position).to_dict()
         if world.num_workers == 1:
             return state
@@ -341,10 +344,11 @@ class SampleDataset(IterableBase):
             return 0, worker
         return restored.position, worker if restored.first is None else restored.first
 
-    def _where(self, world: World) -> tuple[int, int, int]:
+    def _where(self, world: World, progress: Progress | None) -> tuple[int, int, int]:
         """Epoch, position and our next batch, for the state; under the lock."""
-        if self._progress is not None:
-            return *self._progress.place, self._progress.next_batch(world.num_workers)
+        if self._progress is not None:  # else a state was loaded or an epoch set since
+            progress = progress or self._progress
+            return *progress.place, progress.next_batch(world.num_workers)
         epoch, ended = self._rows.read(world.worker)
         if epoch > ended and world.num_workers == 1:  # begun by a worker process, not by us
             epoch -= 1

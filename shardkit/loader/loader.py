@@ -116,6 +116,7 @@ class DataLoader:
         self.persistent_workers = persistent_workers
         self.multiprocessing_context = multiprocessing_context
         self.worker_init_fn = worker_init_fn
+        self._progress: Any = None  # of our latest iteration: others iterate the data set too
         self._pipeline: Pipeline | None = None
         self._pid = os.getpid()
         self._running: Workers | None = None
@@ -152,6 +153,7 @@ class DataLoader:
         progress = self.dataset.begin_epoch()
         if plan.is_over(progress.place):  # less than a batch was left, and "drop" leaves it out
             progress = self.dataset.begin_epoch()
+        self._progress = progress
         pipeline = self._pipeline_at(plan, progress.place)
         pin = pinner() if self.pin_memory and not self._pins_in_workers else None
         left: float | None = None
@@ -189,7 +191,7 @@ class DataLoader:
 
         Plain JSON values, the same on every rank.
         """
-        state = self.dataset.state_dict()
+        state = self.dataset.state_dict(self._progress)
         if isinstance(self.dataset, Mix):
             return state
         return {
@@ -205,11 +207,13 @@ class DataLoader:
             StateError: the state is of another data set, selection or order; says why.
         """
         self.dataset.load_state_dict(state)
+        self._progress = None
         self.close()
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next iteration that of ``epoch``; see the data set's."""
         self.dataset.set_epoch(epoch)
+        self._progress = None
 
     def stats(self) -> dict[str, float | int | str]:
         """Samples, bytes, seconds per stage, and the bottleneck, since the loader was made."""

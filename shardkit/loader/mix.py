@@ -159,7 +159,7 @@ class Mix(IterableBase):
             self._rows.write_all(_row(self._bare().order.start(), begun=False))
             self._progress = self._first = None
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, progress: MixProgress | None = None) -> dict[str, Any]:
         """How far the mixture and each of its streams have come, in plain JSON values.
 
         Exact as a data set's: see ``SampleDataset.state_dict``.
@@ -169,7 +169,8 @@ class Mix(IterableBase):
             begun, place = self._read(world.worker)
             first = world.worker if self._first is None else self._first
             if self._progress is not None:
-                first = self._progress.first
+                progress = progress or self._progress
+                place, first = progress.place, progress.first
             elif begun and world.num_workers == 1:
                 logger.warning(
                     "the state is that of the start or end of epoch %d: how far the workers of "

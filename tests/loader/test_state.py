@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shardkit import DataLoader
+from shardkit import DataLoader, Mix
 from shardkit.dataset import SampleDataset
 from shardkit.errors import ShardkitError, StateError
 from shardkit.world import World
@@ -203,6 +203,24 @@ class TestWhere:
         next(running)
         rest = [int(sample["number"]) for sample in _continued(dataset)]
         assert sorted(rest) == sorted(n for batch in running for n in numbers_of(batch))
+
+    @pytest.mark.parametrize("kind", ["data set", "mixture"])
+    def test_another_loop_over_the_same_data_does_not_change_a_loaders_state(
+        self, kind: str
+    ) -> None:
+        """A validation loader, a second training loop, or a look at the first sample."""
+        data: Any = numbers() if kind == "data set" else Mix([numbers()])
+        fresh: Any = numbers() if kind == "data set" else Mix([numbers()])
+        with DataLoader(data, 8, num_workers=2) as loader, DataLoader(data, 10) as other:
+            running = iter(loader)
+            next(running)
+            state = loader.state_dict()
+            for _ in other:
+                pass
+            next(iter(data))
+            assert loader.state_dict() == state
+            rest = [list(map(int, batch["number"])) for batch in running]
+        assert batches_of(resumed(state, fresh, batch_size=8)) == rest
 
     def test_set_epoch_before_a_restored_epoch_keeps_its_place(self) -> None:
         loader = DataLoader(numbers(), 8, num_workers=2)
