@@ -21,6 +21,7 @@ from shardkit.samples.source import Sample
 __all__ = ["collate"]
 
 _NUMBERS = (bool, int, float, np.number, np.bool_)
+_FRACTIONS = (float, np.inexact)
 
 
 def collate(samples: Sequence[Sample]) -> dict[str, Any]:
@@ -29,7 +30,8 @@ def collate(samples: Sequence[Sample]) -> dict[str, Any]:
     Arrays and tensors of equal shape and dtype become one of shape ``[batch, …]``; numbers become
     one of shape ``[batch]``; texts, bytes, keys, ``None`` and arrays of differing shapes become a
     list, with None for a sample that has no such entry. Dicts are collated entry by entry, tuples
-    place by place. Stacks are torch tensors where torch is loaded, numpy arrays where it is not.
+    place by place. Stacks are torch tensors where torch is loaded and has their type, else numpy
+    arrays.
     """
     names = dict.fromkeys(name for sample in samples for name in sample)
     return {name: _column([sample.get(name) for sample in samples]) for name in names}
@@ -82,7 +84,8 @@ def _stacked_tensors(values: list[Any]) -> Any:
 
 def _stack(arrays: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
     first = arrays[0]
-    return np.stack(arrays, out=memory.empty((len(arrays), *first.shape), first.dtype))
+    dtype = first.dtype.newbyteorder("=")  # torch knows no other
+    return np.stack(arrays, out=memory.empty((len(arrays), *first.shape), dtype))
 
 
 def _numpy_knows(tensor: Any) -> bool:
@@ -110,6 +113,8 @@ def _numbers(values: list[Any]) -> Any:
         return values
     try:
         array = np.array(values)
+        if array.dtype.kind == "f" and not any(isinstance(value, _FRACTIONS) for value in values):
+            array = np.array(list(map(int, values)), np.uint64)  # too large for int64: not rounded
     except OverflowError:  # integers beyond 64 bits
         return values
     return values if array.dtype.kind not in "biuf" else _as_tensor(array)
@@ -122,8 +127,6 @@ def _is_tensor(value: Any) -> bool:
 
 def _as_tensor(array: Any) -> Any:
     torch = sys.modules.get("torch")
-    if torch is None or (
-        array.dtype.kind == "u" and array.dtype.itemsize > 1 and not hasattr(torch, "uint16")
-    ):
+    if torch is None or not hasattr(torch, array.dtype.name):
         return array
     return torch.from_numpy(array)

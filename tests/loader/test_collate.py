@@ -40,6 +40,8 @@ def test_arrays_of_one_shape_become_a_tensor() -> None:
         (1, None),
         (1, "a"),
         (2**70, 1),
+        (2**63, -1),
+        (np.uint64(2**63), np.int64(-1)),
         ([1, 2], [3]),
         ((1,), (1, 2)),
         ({"a": 1}, None),
@@ -62,12 +64,25 @@ def test_what_does_not_fit_stays_a_list(values: tuple[Any, Any]) -> None:
         ((np.float32(1), np.float32(2)), torch.float32),
         ((np.uint8(1), np.uint8(2)), torch.uint8),
         ((np.array(1), np.array(2)), torch.int64),
+        ((2**63 + 1, 2), torch.uint64),
+        ((np.uint64(2**63 + 1), 2), torch.uint64),
     ],
 )
 def test_numbers_become_a_tensor(values: Any, dtype: torch.dtype) -> None:
     stacked = column(*values)
     assert stacked.dtype == dtype
-    assert stacked.shape == (2,)
+    assert stacked.tolist() == [
+        value.item() if hasattr(value, "item") else value for value in values
+    ]
+
+
+def test_arrays_of_types_that_torch_has_not_are_stacked_all_the_same() -> None:
+    swapped = column(np.array([1.5], ">f4"), np.array([2.5], ">f4"))
+    assert swapped.dtype == torch.float32
+    assert swapped.tolist() == [[1.5], [2.5]]
+    wide = column(np.ones(2, np.longdouble), np.zeros(2, np.longdouble))
+    assert isinstance(wide, np.ndarray)
+    assert wide.tolist() == [[1, 1], [0, 0]]
 
 
 def test_dicts_and_tuples_are_collated_inside() -> None:
