@@ -7,9 +7,11 @@ and transforms), a world (which part is ours), and how far the iteration has com
 from __future__ import annotations
 
 import logging
+import operator
+import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
@@ -31,6 +33,7 @@ from shardkit.samples.source import Later, Sample
 from shardkit.samples.stream import SampleStream
 from shardkit.storage.cache import Cache
 from shardkit.storage.store import open_store
+from shardkit.transforms.onfields import Names
 from shardkit.world import World
 
 if TYPE_CHECKING:
@@ -103,6 +106,8 @@ class SampleDataset(IterableBase):
     ) -> None:
         if on_error not in ("raise", "skip", "replace"):
             raise ConfigError(f"on_error={on_error!r} is not one of 'raise', 'skip', 'replace'")
+        if world is not None and not isinstance(world, World):
+            raise ConfigError(f"world={world!r}: give World(rank=…, world_size=…)")
         self.stream = stream
         self._num_samples = stream.num_samples  # a sum over all shards
         self.world = world if world is not None else World.detect()
@@ -140,7 +145,7 @@ class SampleDataset(IterableBase):
             IndexError: there is no such sample.
             Exception: whatever its fetch, decode or transform raises: never another sample.
         """
-        number, num_samples = int(index), self.num_samples
+        number, num_samples = operator.index(index), self.num_samples
         if not -num_samples <= number < num_samples:
             raise IndexError(f"sample {number} of {num_samples:,} in {self.stream.source.url}")
         if self.stream.is_plain:
@@ -364,7 +369,7 @@ class ShardDataset(SampleDataset):
     """Samples of packed shards.
 
     Args:
-        url: folder or URL of a packed dataset.
+        url: folder or URL of a packed dataset; or plain tars, by a wildcard or braces.
         shuffle: "none", "shard" (shards in random order), "buffer" (that, and samples mixed
             within ``buffer_size``; the default) or "global" (every sample anywhere).
         buffer_size: how far "buffer" mixes, in samples: neighbours come from rows about so far
@@ -406,14 +411,14 @@ class ShardDataset(SampleDataset):
 
     def __init__(
         self,
-        url: str,
+        url: str | os.PathLike[str],
         *,
         shuffle: Shuffle = "buffer",
         buffer_size: int | None = None,
         seed: int = 0,
-        members: Sequence[str] | None = None,
-        metadata: Sequence[str] | None = None,
-        ranged: Sequence[str] = (),
+        members: Names | None = None,
+        metadata: Names | None = None,
+        ranged: Names = (),
         decode: DecodeOption = "auto",
         transforms: Iterable[Any] | None = None,
         where: str | None = None,
@@ -427,6 +432,8 @@ class ShardDataset(SampleDataset):
         storage_options: Mapping[str, Any] | None = None,
         world: World | None = None,
     ) -> None:
+        if verify not in get_args(Verify):
+            raise ConfigError(f"verify={verify!r} is not one of 'always', 'once', 'never'")
         scratch = Scratch()
         store, cache = open_store(storage_options), Cache(cache_dir, cache_limit)
         dataset = open_shards(url, store, scratch)

@@ -22,6 +22,7 @@ from shardkit.samples.stream import SampleStream
 from shardkit.samples.wanted import Naming
 from shardkit.storage.cache import Cache
 from shardkit.storage.store import open_store
+from shardkit.transforms.onfields import Names, names_of
 from shardkit.transforms.pipeline import Pipeline
 from shardkit.world import World
 
@@ -85,14 +86,14 @@ class StreamingDataset(SampleDataset):
         dst: str = DEFAULT_CACHE_DIR,
         *,
         data_type: str | None = None,
-        columns_to_load: Sequence[str] | None = None,
+        columns_to_load: Names | None = None,
         index_col_name: str | None = None,
         num_downloading_workers: int = 32,
         cache_limit: int | str | None = DEFAULT_CACHE_LIMIT,
         shuffle: Shuffle = "buffer",
         buffer_size: int | None = None,
         seed: int = 0,
-        metadata: Sequence[str] | None = None,
+        metadata: Names | None = None,
         where: str | None = None,
         weights: Weights | None = None,
         max_samples: int | None = None,
@@ -100,7 +101,7 @@ class StreamingDataset(SampleDataset):
         pre_download_transforms: Iterable[Any] | None = None,
         data_providers: Mapping[str, Provider] | None = None,
         transforms: Iterable[Any] | None = None,
-        ranged: Sequence[str] = (),
+        ranged: Names = (),
         decode: DecodeOption = "auto",
         on_error: OnError = "raise",
         max_failures: int | None = None,
@@ -116,7 +117,7 @@ class StreamingDataset(SampleDataset):
             raise ConfigError(f"revalidate={revalidate!r} is not one of 'open', 'never'")
         if ranged and decode == "path":
             raise ConfigError(
-                f"ranged={list(ranged)} has no paths to give: leave one of ranged= and "
+                f"ranged={ranged!r} has no paths to give: leave one of ranged= and "
                 "decode='path' out"
             )
         opened_ns = time.time_ns()
@@ -134,7 +135,7 @@ class StreamingDataset(SampleDataset):
             index = open_index(
                 src,
                 key=index_col_name,
-                files=None if columns_to_load is None else list(columns_to_load),
+                files=None if columns_to_load is None else names_of(columns_to_load),
                 metadata=metadata,
                 where=where,
                 data_type=data_type,
@@ -149,7 +150,7 @@ class StreamingDataset(SampleDataset):
             as_paths=decode == "path",
             before=Pipeline(pre_download_transforms),
             providers=dict(data_providers or {}),
-            ranged=[name.lower().removeprefix(".") for name in ranged],
+            ranged=[name.lower().removeprefix(".") for name in names_of(ranged)],
             since_ns=0 if revalidate == "never" else opened_ns - _CLOCK_NS,
             num_threads=num_downloading_workers,
         )

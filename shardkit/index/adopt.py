@@ -97,8 +97,8 @@ class AdoptSummary:
 
 
 def adopt(
-    source: str,
-    out: str | None = None,
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
     *,
     options: AdoptOptions | None = None,
     executor: Executor | None = None,
@@ -131,8 +131,8 @@ def adopt(
     """
     began = time.monotonic()
     store, executor = store or open_store(storage_options), executor or LocalExecutor()
-    infos = tars_of(source, store)
-    job = _Job.of(infos, out, store, options or AdoptOptions())
+    infos = tars_of(os.fspath(source), store)
+    job = _Job.of(infos, None if out is None else os.fspath(out), store, options or AdoptOptions())
     own = (WHOLE if part is None else Part(*part)).items(len(infos))
     with executor.ready():
         records = job.finished(own)

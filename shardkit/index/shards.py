@@ -7,6 +7,7 @@ few numpy calls. For plain tars: a kept scan of their headers → ``ShardLayout`
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -330,13 +331,19 @@ class PlainTars:
         return TarGroups(self.tars)
 
 
-def open_shards(url: str, store: Store, scratch: Scratch) -> ShardSet:
+def open_shards(source: str | os.PathLike[str], store: Store, scratch: Scratch) -> ShardSet:
     """Open a packed dataset by its folder, or plain tars by their names.
 
     Raises:
         NotFoundError: nothing is there.
-        ConfigError: it is an index or a folder of files.
+        ConfigError: it is an index or a folder of files, or no path or URL.
     """
+    if not isinstance(source, str | os.PathLike):
+        raise ConfigError(
+            f"a {type(source).__name__} is no data set: give the path or URL of a packed one, or "
+            "of tars by a wildcard or braces; Mix takes several data sets as one"
+        )
+    url = os.fspath(source)
     if url.rstrip("/").endswith(MANIFEST_NAME) or is_packed(url, store):
         return PackedDataset.open(url, store)
     found = identify(store, url)

@@ -1,6 +1,6 @@
 """Batches: in canonical order whoever makes them, with a state that is exact on any world size.
 
-``loader``     ``DataLoader``: what people use
+``loader``     ``DataLoader``: what people use (``arguments``: what it is given, checked)
 ``mix``        ``Mix``: several data sets as one
 ``plan``       which batches there are, of a data set (``mix_plan``: of a mixture)
 ``pipeline``   batches asked for ahead, across the ends of epochs

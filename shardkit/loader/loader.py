@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from multiprocessing.context import BaseContext
 from types import TracebackType
 from typing import Any, Literal, get_args
 
 from shardkit.dataset import SampleDataset
 from shardkit.errors import ConfigError, ShardkitError
+from shardkit.loader.arguments import global_size, num_cores, refuse, start_method, whole
 from shardkit.loader.collate import collate
 from shardkit.loader.mix import Mix
 from shardkit.loader.pinned import pinner
@@ -52,9 +53,9 @@ class DataLoader:
         persistent_workers: keep workers between epochs, and make the next epoch's first batches
             while the last ones of this epoch are consumed. False ends them with each epoch: for a
             validation set.
-        multiprocessing_context: start method of process workers: "forkserver", "spawn" or "fork".
-            Default "forkserver": starts in no time once its server has imported torch, and no
-            locks or threads of this process are copied.
+        multiprocessing_context: start method of process workers: "forkserver", "spawn" or "fork",
+            or a context of such a name. Default "forkserver": starts in no time once its server
+            has imported torch, and no locks or threads of this process are copied.
         worker_init_fn: called in each worker process with its number.
         of_torch: what torch's loader takes besides: refused with what to use instead, unless it
             is torch's own default.
@@ -80,13 +81,11 @@ class DataLoader:
         prefetch_factor: int | None = None,
         pin_memory: bool = False,
         persistent_workers: bool = True,
-        multiprocessing_context: str | None = None,
+        multiprocessing_context: str | BaseContext | None = None,
         worker_init_fn: Callable[[int], None] | None = None,
         **of_torch: Any,
     ) -> None:
-        _refuse(of_torch)
-        prefetch_factor = 2 if prefetch_factor is None else prefetch_factor
-        multiprocessing_context = multiprocessing_context or "forkserver"
+        refuse(of_torch)
         if not isinstance(dataset, SampleDataset | Mix):
             raise ConfigError(
                 f"dataset is a {type(dataset).__name__}, not a ShardDataset, StreamingDataset or "
@@ -94,27 +93,18 @@ class DataLoader:
             )
         if workers not in get_args(WorkerKind):
             raise ConfigError(f"workers={workers!r} is not one of 'threads', 'processes'")
-        if prefetch_factor < 1:
-            raise ConfigError(f"prefetch_factor={prefetch_factor} must be at least 1")
-        if num_workers is not None and num_workers < 0:
-            raise ConfigError(f"num_workers={num_workers} must be at least 0")
-        if multiprocessing_context not in multiprocessing.get_all_start_methods():
-            raise ConfigError(
-                f"multiprocessing_context={multiprocessing_context!r} is not one of "
-                f"{multiprocessing.get_all_start_methods()}"
-            )
         self.dataset = dataset
-        self.global_batch_size = _global_batch_size(
+        self.global_batch_size = global_size(
             batch_size, global_batch_size, dataset.world.world_size
         )
-        self.num_workers = _num_cores() if num_workers is None else num_workers
+        self.num_workers = whole("num_workers", num_workers, num_cores(), least=0)
         self.workers: WorkerKind = workers
         self.collate_fn: Collate = collate if collate_fn is None else collate_fn
         self.remainder: Remainder = remainder
-        self.prefetch_factor = prefetch_factor
+        self.prefetch_factor = whole("prefetch_factor", prefetch_factor, 2)
         self.pin_memory = pin_memory
         self.persistent_workers = persistent_workers
-        self.multiprocessing_context = multiprocessing_context
+        self.multiprocessing_context = start_method(multiprocessing_context)
         self.worker_init_fn = worker_init_fn
         self._progress: Any = None  # of our latest iteration: others iterate the data set too
         self._pipeline: Pipeline | None = None
@@ -304,48 +294,3 @@ class DataLoader:
                     size,
                 )
                 return
-
-
-# What torch's loader takes and this one does not: torch's default, and what to use instead.
-_OF_TORCH: Mapping[str, tuple[Any, str]] = {
-    "shuffle": (None, "shuffle= belongs to the data set"),
-    "sampler": (None, "the data set's shuffle=, where=, exclude= and weights= say what comes"),
-    "batch_sampler": (None, "the data set's shuffle= and the loader's batch_size= say what comes"),
-    "drop_last": (False, 'use remainder="drop"'),
-    "timeout": (0, "a store's own deadlines end a read that hangs"),
-    "generator": (None, "the data set's seed= says all that is random"),
-    "pin_memory_device": ("", "pin_memory=True pins for the present device"),
-    "in_order": (True, "batches come in canonical order always"),
-}
-
-
-def _refuse(given: Mapping[str, Any]) -> None:
-    """Say what to use instead of an argument that is not honoured.
-
-    Raises:
-        ConfigError: it has another value than torch's default, or is no argument at all.
-    """
-    for name, value in given.items():
-        if name not in _OF_TORCH:
-            raise ConfigError(f"{name}={value!r} is no argument of DataLoader: see its help")
-        default, instead = _OF_TORCH[name]
-        if value is not default and value != default:
-            raise ConfigError(f"{name}={value!r} is not honoured by this DataLoader: {instead}")
-
-
-def _global_batch_size(batch_size: int | None, global_size: int | None, world_size: int) -> int:
-    if global_size is None:
-        size = 1 if batch_size is None else batch_size
-        if size < 1:
-            raise ConfigError(f"batch_size={size} must be at least 1")
-        return size * world_size
-    if batch_size is not None:
-        raise ConfigError(
-            f"batch_size={batch_size} and global_batch_size={global_size} are two ways to say one "
-            "thing; give one of them"
-        )
-    return global_size
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0))

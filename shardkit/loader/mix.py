@@ -301,6 +301,10 @@ def _streams(
     Raises:
         ConfigError: they or their weights are given twice, or not as data sets.
     """
+    if not isinstance(streams, Mapping | Sequence):
+        raise ConfigError(
+            f"streams is a {type(streams).__name__}: give data sets by name, or a list of them"
+        )
     named = dict(streams if isinstance(streams, Mapping) else enumerate(streams))
     found = {str(name): _stream(str(name), value) for name, value in named.items()}
     if weights is not None:

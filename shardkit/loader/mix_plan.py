@@ -124,6 +124,11 @@ class MixPlan:
                 'collate_fn of a stream needs by="batch" or by="rank": batches by="sample" are of '
                 "several streams; give the loader one"
             )
+        if options.by == "sample" and any(_own_size(stream) for stream in streams.values()):
+            raise ConfigError(
+                'a batch size of a stream needs by="batch" or by="rank": batches by="sample" are '
+                "of several streams, by weight; give the loader one"
+            )
         self._accumulates = any(stream.num_accumulation > 1 for stream in streams.values())
 
     def num_batches(self) -> int | None:
@@ -193,6 +198,10 @@ class _Pieces:
                         self._queues[part.stream].append(part.ids)
                 ids = queue.popleft()
             yield locate(ids)
+
+
+def _own_size(stream: Stream) -> int | None:
+    return stream.batch_size or stream.global_batch_size
 
 
 def _global_size(stream: Stream, world_size: int, *, bare: bool) -> int | None:

@@ -10,7 +10,7 @@ from shardkit.errors import ConfigError, StateError
 from shardkit.order.epoch import ORDER_VERSION, Shuffle, ShuffleOptions
 from shardkit.order.split import Remainder
 
-__all__ = ["STATE_VERSION", "State", "check_fields"]
+__all__ = ["STATE_VERSION", "State", "check_fields", "check_mapping"]
 
 STATE_VERSION = 1
 
@@ -91,10 +91,7 @@ class State:
         Raises:
             StateError: a field is missing, unknown, of a wrong type or out of range.
         """
-        if not isinstance(mapping, Mapping):
-            raise StateError(
-                f"a state is a mapping, not a {type(mapping).__name__}: pass what state_dict() gave"
-            )
+        check_mapping(mapping)
         names = {field.name for field in fields(cls)}
         if set(mapping) != names:
             raise StateError(
@@ -184,6 +181,18 @@ class State:
             f"shuffle {self.shuffle}{mixed}, seed {self.seed}, {self.num_lanes} lanes, "
             f"order version {self.order_version}\n"
             f"data set {self.fingerprint}{chosen}"
+        )
+
+
+def check_mapping(state: object) -> None:
+    """Refuse what is no state at all, such as the None that a checkpoint had in its place.
+
+    Raises:
+        StateError: it is no mapping.
+    """
+    if not isinstance(state, Mapping):
+        raise StateError(
+            f"a state is a mapping, not a {type(state).__name__}: pass what state_dict() gave"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ __all__ = ["open_for_pack", "pack", "verify"]
 
 def pack(
     source: Any,
-    out: str,
+    out: str | os.PathLike[str],
     *,
     key: str | None = None,
     files: Sequence[str] | Mapping[str, str] | str | None = None,
@@ -96,7 +97,7 @@ def pack(
 
 
 def verify(
-    dataset: str | Sequence[str],
+    dataset: str | os.PathLike[str] | Sequence[str],
     *,
     executor: Executor | None = None,
     part: tuple[int, int] | None = None,
@@ -117,7 +118,8 @@ def verify(
         NotFoundError: there is no packed dataset.
         CorruptError: its manifest or shard table are broken.
     """
-    urls = [dataset] if isinstance(dataset, str) else list(dataset)
+    several = [dataset] if isinstance(dataset, str | os.PathLike) else list(dataset)
+    urls = [os.fspath(url) for url in several]
     urls = [expanded for url in urls for expanded in braceexpand(url, escape=False)]
     store, runner = open_store(storage_options), executor or LocalExecutor()
     chosen = WHOLE if part is None else Part(*part)
@@ -127,10 +129,14 @@ def verify(
 
 
 def open_for_pack(
-    source: Any, out: str, *, storage_options: Mapping[str, Any] | None = None, **choices: Any
+    source: Any,
+    out: str | os.PathLike[str],
+    *,
+    storage_options: Mapping[str, Any] | None = None,
+    **choices: Any,
 ) -> tuple[Index, Output]:
     """Open the index and the folder of a pack; ``choices`` are ``open_index``'s."""
     store = open_store(storage_options)
-    output = Output(out, store)
+    output = Output(os.fspath(out), store)
     check_writable(output)
     return open_index(source, store=store, **choices), output

@@ -35,8 +35,8 @@ __all__ = ["open_reshard", "reshard"]
 
 
 def reshard(
-    source: str,
-    out: str,
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
     *,
     options: PackOptions | None = None,
     where: str | None = None,
@@ -112,8 +112,8 @@ def reshard(
 
 
 def open_reshard(
-    source: str,
-    out: str,
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
     *,
     options: PackOptions | None = None,
     where: str | None = None,
@@ -127,6 +127,7 @@ def open_reshard(
     storage_options: Mapping[str, Any] | None = None,
 ) -> Reshard:
     """Find out what ``reshard`` with these arguments is to do; nothing is written to ``out``."""
+    source, out = os.fspath(source), os.fspath(out)
     options = options or PackOptions(shuffle="global")
     if options.on_error != "raise":
         raise ConfigError(

@@ -52,6 +52,8 @@ class Failures:
     """
 
     def __init__(self, max_failures: int | None) -> None:
+        if max_failures is not None and max_failures < 0:
+            raise ConfigError(f"max_failures={max_failures} must be at least 0; None is any number")
         self.max_failures = max_failures
         self.count = 0
         self.listed: list[Failed] = []

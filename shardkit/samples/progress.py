@@ -8,6 +8,7 @@ from typing import Any
 
 from shardkit.errors import StateError
 from shardkit.order.batches import Block
+from shardkit.order.state import check_mapping
 
 __all__ = ["Progress", "Restored", "split_worker_fields", "worker_fields"]
 
@@ -82,8 +83,9 @@ def split_worker_fields(
     """Return the state without what a loader worker added, and the worker's next batch.
 
     Raises:
-        StateError: it is of another worker than this.
+        StateError: it is of another worker than this, or no state.
     """
+    check_mapping(state)
     if "worker" not in state:
         return state, None
     fields = dict(state)

@@ -51,7 +51,15 @@ class Chosen:
     first: int | None = None
 
     def __post_init__(self) -> None:
-        """Take the keys once, whatever kind of iterable they came in."""
+        """Take the keys once, whatever kind of iterable they came in.
+
+        Raises:
+            ConfigError: something chooses nothing.
+        """
+        if self.where is not None and not self.where.strip():
+            raise ConfigError("where is empty; leave it out to take all samples")
+        if self.first is not None and self.first < 1:
+            raise ConfigError(f"max_samples={self.first} must be at least 1")
         if isinstance(self.exclude, str):
             raise ConfigError(
                 f"exclude={self.exclude!r} is one text; give a list of keys (or read the file: "

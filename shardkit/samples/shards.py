@@ -31,6 +31,7 @@ from shardkit.storage.filesystems import is_network_path
 from shardkit.storage.protocol import Store
 from shardkit.storage.shards import LOOKAHEAD_BYTES, ShardFetcher
 from shardkit.storage.urls import is_local, local_path
+from shardkit.transforms.onfields import Names, names_of
 
 __all__ = ["ShardSource", "default_buffer_size", "sparse_shards"]
 
@@ -73,12 +74,12 @@ class ShardSource:
         store: Store,
         cache: Cache,
         *,
-        exts: Sequence[str] | None = None,
-        metadata: Sequence[str] | None = None,
+        exts: Names | None = None,
+        metadata: Names | None = None,
         verify: Verify = "once",
         lookahead_bytes: int = LOOKAHEAD_BYTES,
         sparse: npt.NDArray[np.bool_] | None = None,
-        ranged: Sequence[str] = (),
+        ranged: Names = (),
     ) -> None:
         self.dataset = dataset
         self.store = store
@@ -455,17 +456,18 @@ def _is_network_folder(folder: str) -> bool:
     return is_network_path(folder)
 
 
-def _exts(dataset: ShardSet, exts: Sequence[str] | None) -> Sequence[str]:
+def _exts(dataset: ShardSet, exts: Names | None) -> Sequence[str]:
     if exts is None:
         return dataset.default_exts
-    lowered = [ext.lower().lstrip(".") for ext in exts]
+    lowered = [ext.lower().lstrip(".") for ext in names_of(exts)]
     _check_known(dataset, "members", lowered, dataset.exts)
     return lowered
 
 
-def _metadata(dataset: ShardSet, names: Sequence[str] | None) -> Sequence[str]:
-    if names is None:
+def _metadata(dataset: ShardSet, columns: Names | None) -> Sequence[str]:
+    if columns is None:
         return dataset.metadata
+    names = names_of(columns)
     _check_known(dataset, "metadata columns", names, dataset.metadata)
     return names
 

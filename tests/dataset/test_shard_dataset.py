@@ -120,6 +120,37 @@ class TestPlainTars:
         with pytest.raises(ConfigError, match=r"no tars; pack it first"):
             ShardDataset(str(tmp_path))
 
+    def test_a_path_object_does_as_its_text_does(self, packed: Packed) -> None:
+        assert (
+            ShardDataset(Path(packed.url))[3]["__key__"] == ShardDataset(packed.url)[3]["__key__"]
+        )
+
+    def test_one_name_does_as_a_list_of_it(self, packed: Packed) -> None:
+        dataset = ShardDataset(packed.url, members="txt", metadata="label", decode=None)
+        assert set(dataset[0]) == {"__key__", "__url__", "txt", "label"}
+
+    @pytest.mark.parametrize(
+        ("choice", "message"),
+        [
+            ({"verify": "sometimes"}, "verify='sometimes' is not one of"),
+            ({"max_failures": -1}, "max_failures=-1 must be at least 0"),
+            ({"where": " "}, "where is empty"),
+            ({"world": 3}, r"give World\("),
+            ({"url": ["a", "b"]}, "a list is no data set"),
+            ({"url": None}, "a NoneType is no data set"),
+        ],
+    )
+    def test_a_wrong_argument_is_refused_with_what_to_give(
+        self, packed: Packed, choice: dict[str, Any], message: str
+    ) -> None:
+        with pytest.raises(ConfigError, match=message):
+            ShardDataset(**({"url": packed.url} | choice))
+
+    @pytest.mark.parametrize("index", [1.5, "1", slice(0, 2), [1]])
+    def test_what_is_no_number_is_no_index(self, packed: Packed, index: Any) -> None:
+        with pytest.raises(TypeError, match="cannot be interpreted as an integer"):
+            ShardDataset(packed.url)[index]
+
     def test_nothing_there_is_not_found(self, tmp_path: Path) -> None:
         with pytest.raises(NotFoundError):
             ShardDataset(str(tmp_path / "nowhere"))

@@ -356,6 +356,7 @@ class TestArguments:
             ({"a": (numbers(9), 2.0)}, [1], "given twice"),
             ([(numbers(9), 0)], None, "of a weight above 0"),
             ([(numbers(9), -1.0)], None, "positive"),
+            (numbers(9), None, "streams is a SampleDataset: give data sets by name"),
             ([numbers(9), numbers(9, world=World(0, 2))], None, "different worlds"),
         ],
     )
@@ -370,6 +371,8 @@ class TestArguments:
             Stream(numbers(9), batch_size=2, global_batch_size=4)
         with pytest.raises(ConfigError, match='needs by="batch" or by="rank"'):
             Mix({"a": Stream(numbers(9), collate_fn=tuple_of)})
+        with pytest.raises(ConfigError, match='a batch size of a stream needs by="batch"'):
+            Mix({"a": Stream(numbers(9), batch_size=2)})
 
     def test_the_look_ahead_of_each_stream_gets_its_own_places(self) -> None:
         mix = mix_of()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import json
+import multiprocessing
 import time
 from collections import Counter
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -172,6 +175,9 @@ class TestArguments:
         ("options", "message"),
         [
             ({"batch_size": 0}, "batch_size=0 must be at least 1"),
+            ({"batch_size": 4.5}, "batch_size=4.5 must be an integer"),
+            ({"global_batch_size": "8"}, "global_batch_size='8' must be an integer"),
+            ({"num_workers": "2"}, "num_workers='2' must be an integer"),
             ({"batch_size": 2, "global_batch_size": 4}, "two ways to say one thing"),
             ({"workers": "goblins"}, "'goblins' is not one of 'threads', 'processes'"),
             ({"num_workers": -1}, "num_workers=-1"),
@@ -185,6 +191,19 @@ class TestArguments:
     ) -> None:
         with pytest.raises(ConfigError, match=message):
             DataLoader(numbers(), **options)
+
+    def test_integers_of_numpy_do_and_leave_a_state_of_plain_values(self) -> None:
+        loader = DataLoader(numbers(), np.int64(8), num_workers=np.int64(0))
+        next(iter(loader))
+        assert json.loads(json.dumps(loader.state_dict()))["global_batch_size"] == 8
+
+    def test_a_multiprocessing_context_does_as_its_name_does(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        with DataLoader(
+            numbers(), 8, num_workers=1, workers="processes", multiprocessing_context=context
+        ) as loader:
+            assert loader.multiprocessing_context == "spawn"
+            assert len(batches_of(loader)) == len(loader)
 
     def test_another_kind_of_data_set_is_refused_with_what_to_use(self) -> None:
         with pytest.raises(ConfigError, match=r"use torch\.utils\.data\.DataLoader"):

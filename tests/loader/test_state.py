@@ -251,6 +251,12 @@ class TestWhere:
 
 
 class TestRefusals:
+    @pytest.mark.parametrize("state", [None, 3, "state", [1]])
+    def test_what_is_no_state_is_refused(self, state: Any) -> None:
+        for dataset in numbers(), Mix([numbers()]):
+            with pytest.raises(StateError, match=f"a mapping, not a {type(state).__name__}"):
+                DataLoader(dataset, 8).load_state_dict(state)
+
     def test_a_state_of_other_data_is_refused_and_changes_nothing(self) -> None:
         loader = DataLoader(numbers(), 8, num_workers=0)
         running = iter(loader)

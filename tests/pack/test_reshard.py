@@ -18,7 +18,7 @@ from shardkit.errors import ConfigError, CorruptError, IndexDataError, NotFoundE
 from shardkit.executors import LocalExecutor
 from shardkit.format.keys import fit_key
 from shardkit.index import AdoptOptions, adopt
-from shardkit.pack import PackOptions, pack, spill, verify
+from shardkit.pack import PackOptions, pack, reshard, spill, verify
 from shardkit.storage.store import open_store
 from tests.pack.data import FILES, contents, make_files, pack_files, tar_samples
 from tests.pack.reshards import WAYS, keys_of, make_source, reshard_files, sidecar_rows
@@ -57,6 +57,14 @@ def test_every_sample_goes_over_with_members_metadata_and_checksums(
     )
     same = ("members", "metadata", "metadata_ext", "num_samples")
     assert {name: before[name] for name in same} == {name: after[name] for name in same}
+
+
+def test_path_objects_do_as_their_texts_do(tmp_path: Path) -> None:
+    index, one = make_files(tmp_path / "files"), LocalExecutor(1)
+    pack(index, tmp_path / "packed", executor=one)
+    reshard(tmp_path / "packed", tmp_path / "mixed", executor=one)
+    adopted = adopt(tmp_path / "mixed" / "shard-*.tar", tmp_path / "adopted", executor=one)
+    assert verify(tmp_path / "mixed", executor=one).num_samples == adopted.num_samples
 
 
 @pytest.mark.parametrize("parts", [None, {"train": 0.7, "val": 0.3}])

@@ -46,6 +46,23 @@ def test_a_filter_means_what_it_means_to_duckdb(photos: Photos, kind: str) -> No
         StreamingDataset(source_of(kind, photos), where="no_such_column > 1")
 
 
+def test_one_name_does_as_a_list_of_it(photos: Photos) -> None:
+    source = source_of("parquet", photos)
+    one = StreamingDataset(source, columns_to_load="data_url", metadata="label", decode=None)[0]
+    several = StreamingDataset(
+        source, columns_to_load=["data_url"], metadata=["label"], decode=None
+    )[0]
+    assert one == several
+    ranged = StreamingDataset(source, ranged="jpg", decode=None)[0]
+    assert not isinstance(ranged["jpg"], bytes)
+
+
+@pytest.mark.parametrize("most", [0, -1])
+def test_fewer_than_one_sample_is_refused(photos: Photos, most: int) -> None:
+    with pytest.raises(ConfigError, match=f"max_samples={most} must be at least 1"):
+        StreamingDataset(source_of("parquet", photos), max_samples=most)
+
+
 def test_the_first_samples_of_the_filtered_ones(photos: Photos) -> None:
     dataset = StreamingDataset(
         source_of("parquet", photos),
