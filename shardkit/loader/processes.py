@@ -7,6 +7,7 @@ import itertools
 import multiprocessing
 import os
 import pickle
+import sys
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -183,6 +184,12 @@ class ProcessWorkers:
 
 def _reason(exitcode: int | None) -> str:
     """What usually ends a process so."""
+    if exitcode == 1 and not hasattr(sys.modules["__main__"], "__file__"):
+        return (
+            "it could not start, and wrote why to the standard error; it can't import what a "
+            "notebook or a prompt defines: put that into a module, or use workers='threads' or "
+            "multiprocessing_context='fork'"
+        )
     if exitcode == 1:
         return (
             "it could not start, and wrote why to the standard error; a script that starts "

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -20,6 +22,16 @@ from shardkit.loader import WorkerLostError
 from shardkit.loader.processes import ProcessWorkers
 from shardkit.loader.segments import Lender, Writer
 from tests.loader.numbers import batches_of, numbers, numbers_of
+
+UNGUARDED = """
+from shardkit import DataLoader
+from tests.loader.numbers import numbers
+
+def same(sample):
+    return sample
+
+next(iter(DataLoader(numbers(transforms=[same]), 8, workers="processes", num_workers=1)))
+"""
 
 
 def big(sample: dict[str, Any]) -> dict[str, Any]:
@@ -207,6 +219,29 @@ class TestBatches:
             pytest.raises(ConfigError, match="at the top of a module, or use workers='threa"),
         ):
             next(iter(loader))
+
+    @pytest.mark.parametrize(
+        ("where", "message"),
+        [("script", "under `if __name__"), ("prompt", "what a notebook or a prompt defines")],
+    )
+    def test_workers_that_can_not_start_are_told_why(
+        self, tmp_path: Path, where: str, message: str
+    ) -> None:
+        script = tmp_path / "train.py"
+        script.write_text(UNGUARDED)
+        command = [str(script)] if where == "script" else ["-c", UNGUARDED]
+        done = subprocess.run(
+            [sys.executable, *command],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.getcwd()},
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 1
+        said = done.stderr.splitlines()[-1]
+        assert said.startswith("shardkit.loader.processes.WorkerLostError")
+        assert message in said
 
     def test_forked_workers_take_what_cannot_be_pickled(self) -> None:
         dataset = numbers(transforms=[lambda sample: {"number": sample["number"]}])
