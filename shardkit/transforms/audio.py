@@ -232,7 +232,7 @@ class NormalizeLoudness(OnFields):
 
 @dataclass(frozen=True)
 class CheckAudible(OnFields):
-    """Refuse sounds whose highest absolute sample is below a threshold.
+    """Refuse sounds whose highest absolute sample is below a threshold, or no number.
 
     Raises:
         DecodeError: it is, so ``on_error="skip"`` leaves the sample out.
@@ -244,6 +244,8 @@ class CheckAudible(OnFields):
         """Check each field."""
         for audio, _ in self.each(sample):
             highest = float(np.abs(audio.samples).max(initial=0.0))
+            if not np.isfinite(highest):
+                raise DecodeError(f"its sound holds {highest}, which is no number")
             if highest < self.threshold:
                 raise DecodeError(f"its sound peaks at {highest:.2g}, below {self.threshold:.2g}")
         return sample

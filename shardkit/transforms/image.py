@@ -171,6 +171,11 @@ class Flip(OnFields):
 
     probability: float = 0.5
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.probability <= 1:
+            raise ConfigError(f"probability={self.probability} must be from 0 to 1")
+
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """Draw once and mirror."""
         is_flipped = rng.random() < self.probability

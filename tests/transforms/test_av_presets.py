@@ -217,6 +217,13 @@ def test_silence_is_refused_where_asked() -> None:
     assert run([CheckAudible("a", 1e-6)], silent)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_sound_that_is_no_numbers_is_not_audible(value: float) -> None:
+    broken = {"a": Audio(np.array([[0.5, value]], np.float32), 8000)}
+    with pytest.raises(DecodeError, match="which is no number"):
+        run([CheckAudible("a")], broken)
+
+
 def test_sound_and_frames_of_one_clip() -> None:
     frames = np.zeros((100, 64, 96, 3), np.uint8)
     frames[60] = 255

@@ -147,6 +147,8 @@ def test_flips() -> None:
     image = media.smooth()
     assert np.array_equal(run([Flip("i", 1.0)], {"i": image})["i"], image[:, ::-1])
     assert np.array_equal(run([Flip("i", 0.0)], {"i": image})["i"], image)
+    with pytest.raises(ConfigError, match="probability=2 must be from 0 to 1"):
+        Flip("i", 2)
     flips = [not np.array_equal(run([Flip("i")], {"i": image}, n)["i"], image) for n in range(200)]
     assert 70 < sum(flips) < 130
 
