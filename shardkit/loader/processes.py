@@ -58,7 +58,8 @@ class ProcessWorkers:
         worker_init: called in each process with its number, before its first batch.
 
     Raises:
-        ConfigError: something of the maker can't be pickled for another process.
+        ConfigError: something of the maker can't be pickled for another process, or processes
+            can't be started so from a forked one.
     """
 
     def __init__(
@@ -96,6 +97,13 @@ class ProcessWorkers:
                 f"a decoder, transform, collate_fn or worker_init_fn can't be sent to a {context} "
                 f"process: {error}. Define it at the top of a module, or use workers='threads' or "
                 "multiprocessing_context='fork'"
+            ) from error
+        except ChildProcessError as error:
+            self.close()
+            raise ConfigError(
+                "the fork server is another process's child: this one was forked from a process "
+                "that has loader processes of its own. Use multiprocessing_context='spawn' here, "
+                "or workers='threads'"
             ) from error
         except BaseException:
             self.close()

@@ -243,6 +243,23 @@ class TestBatches:
         assert said.startswith("shardkit.loader.processes.WorkerLostError")
         assert message in said
 
+    def test_a_forked_child_is_told_how_it_can_have_workers_of_its_own(self) -> None:
+        with processes(numbers()) as loader:
+            running = iter(loader)
+            next(running)
+            child = os.fork()
+            if child == 0:
+                code = 1
+                try:
+                    with pytest.raises(ConfigError, match="multiprocessing_context='spawn' here"):
+                        next(iter(processes(numbers())))
+                    with processes(numbers(), multiprocessing_context="spawn") as own:
+                        code = 0 if len(batches_of(own)) == len(own) else 2
+                finally:
+                    os._exit(code)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+            assert len(list(running)) == len(loader) - 1
+
     def test_forked_workers_take_what_cannot_be_pickled(self) -> None:
         dataset = numbers(transforms=[lambda sample: {"number": sample["number"]}])
         with processes(dataset, multiprocessing_context="fork") as loader:
