@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from shardkit.storage.cache import Cache, Sink
+from shardkit.storage.ledger import Ledger
 
 ROOT = Path(__file__).parents[2]
 
@@ -120,6 +122,28 @@ Cache({str(tmp_path)!r}).get("k", load)
     fetcher.wait()
     fetcher.stdout.close()
     assert reader.exitcode == 0
+
+
+def _open_at(folder: str, first: float) -> None:
+    for i in range(100):
+        os.makedirs(f"{folder}/{i}", exist_ok=True)
+        while time.time() < first + 0.02 * i:  # closer together than any barrier wakes them
+            pass
+        ledger = Ledger(f"{folder}/{i}/ledger.sqlite")
+        assert not ledger.has("k")
+        ledger.close()
+
+
+def test_processes_may_make_a_ledger_all_at_once(tmp_path: Path) -> None:
+    """SQLite makes nobody wait for a change to WAL: without turns, one in 100 was refused."""
+    context = multiprocessing.get_context("spawn")
+    arguments = (str(tmp_path), time.time() + 1.5)
+    processes = [context.Process(target=_open_at, args=arguments) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
 
 
 def _wait_for_k(folder: str) -> None:
