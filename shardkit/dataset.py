@@ -311,10 +311,10 @@ class SampleDataset(IterableBase):
 
     def _samples(self, block: Block, progress: Progress) -> Iterator[Sample]:
         if self.stream.is_plain and self.on_error == "raise":
-            for slot, sample in enumerate(self.stream.raw(block.ids)):
-                progress.done = slot
-                yield sample
-            return
+            return progress.follow(self.stream.raw(block.ids), len(block.ids))
+        return self._made(block, progress)
+
+    def _made(self, block: Block, progress: Progress) -> Iterator[Sample]:
         outcomes = self.stream.outcomes(
             block.ids, block.positions, seed=self._options.seed, epoch=progress.epoch
         )

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from itertools import compress
+from operator import length_hint
+from typing import Any, TypeVar
 
 from shardkit.errors import StateError
 from shardkit.order.batches import Block
 from shardkit.order.state import check_mapping
 
 __all__ = ["Progress", "Restored", "split_worker_fields", "worker_fields"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +39,30 @@ class Progress:
     its position: its own number at the start of an epoch, num_workers - 1 behind a batch of its.
     """
 
-    __slots__ = ("block", "done", "epoch", "first", "position")
+    __slots__ = ("_coming", "_done", "block", "epoch", "first", "position")
 
     def __init__(self, epoch: int, position: int, first: int) -> None:
         self.epoch = epoch
         self.position = position
         self.first = first
         self.block: Block | None = None
-        self.done = -1  # slots of the block that have been consumed, less one
+        self._done = -1
+        self._coming: Iterator[int] | None = None  # slots of the block that are not consumed yet
+
+    @property
+    def done(self) -> int:
+        """The last slot of the block that has been consumed; -1: none."""
+        return self._done if self._coming is None else self._done - length_hint(self._coming)
+
+    @done.setter
+    def done(self, slot: int) -> None:
+        self._done, self._coming = slot, None
+
+    def follow(self, samples: Iterator[T], num_slots: int) -> Iterator[T]:
+        """The samples of a block, one a slot; ``done`` counts them, at no cost per sample."""
+        coming = iter(range(1, num_slots + 1))  # none is 0: ``compress`` lets all through
+        self._done, self._coming = num_slots - 1, coming
+        return compress(samples, coming)
 
     @property
     def place(self) -> tuple[int, int]:

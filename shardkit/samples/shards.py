@@ -146,35 +146,26 @@ class ShardSource:
     ) -> Iterator[Sample]:
         """See ``Source``."""
         del seeds
-        with self._range_stream(groups, rows) as ranges:
-            yield from self._read(groups, rows, ranges)
-
-    def _read(
-        self,
-        groups: npt.NDArray[np.int64],
-        rows: npt.NDArray[np.int64],
-        ranges: RangeStream | None,
-    ) -> Iterator[Sample]:
         start = 0
-        while start < len(rows):
-            here = groups[start : start + _ROWS_AT_ONCE]
-            shards, num_rows, error = self._open_all(here, ranges)
-            if num_rows:
-                wanted = rows[start : start + num_rows]
-                yield from samples_of(
-                    shards,
-                    here[:num_rows],
-                    wanted,
-                    self._whole,
-                    self.metadata,
-                    self._ranged,
-                    self._open_range,
-                )
-            for shard in shards.values():
-                shard.settle()
-            if error is not None:
-                raise error
-            start += num_rows
+        with self._range_stream(groups, rows) as ranges:
+            while start < len(rows):
+                here = groups[start : start + _ROWS_AT_ONCE]
+                shards, num_rows, error = self._open_all(here, ranges)
+                if num_rows:
+                    yield from samples_of(
+                        shards,
+                        here[:num_rows],
+                        rows[start : start + num_rows],
+                        self._whole,
+                        self.metadata,
+                        self._ranged,
+                        self._open_range,
+                    )
+                for shard in shards.values():
+                    shard.settle()
+                if error is not None:
+                    raise error
+                start += num_rows
 
     def one(self, group: int, row: int) -> Sample:
         """The sample at one place, with the least work: what ``dataset[i]`` costs."""

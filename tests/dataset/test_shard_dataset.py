@@ -54,6 +54,21 @@ class TestSamples:
         assert (sample["id"], sample["aspect"], sample["label"]) == ("0007", 7 / 50, "cat")
         assert sample["__url__"].endswith("shard-000001.tar")
 
+    @pytest.mark.parametrize("num_members", range(len(EXTS) + 1))
+    @pytest.mark.parametrize("num_columns", range(4))
+    def test_a_sample_of_any_width_holds_what_was_asked_for(
+        self, packed: Packed, num_members: int, num_columns: int
+    ) -> None:
+        exts, names = EXTS[:num_members], ["id", "aspect", "label"][:num_columns]
+        dataset = ShardDataset(
+            packed.url, shuffle="shard", decode=None, members=exts, metadata=names
+        )
+        for sample in dataset:
+            number = int(sample["id"]) if names else 0
+            assert list(sample) == ["__key__", "__url__", *exts, *names]
+            assert all(sample[ext] == packed.files[sample["__key__"]][ext] for ext in exts)
+            assert sample.get("aspect", number / 50) == number / 50
+
     def test_the_tars_own_copy_of_the_metadata_is_given_only_when_named(
         self, packed: Packed
     ) -> None:
