@@ -22,7 +22,15 @@ from shardkit.storage.forks import start_anew_in_children
 from shardkit.storage.protocol import Chunk
 from shardkit.storage.receive import plain_socket, receive
 
-__all__ = ["BUFFER", "HttpClient", "RangePastEndError", "plain_url"]
+__all__ = [
+    "BUFFER",
+    "MAX_IDLE",
+    "HttpClient",
+    "RangePastEndError",
+    "plain_url",
+    "proxy_of",
+    "raise_for_status",
+]
 
 CHUNK = 1 << 20
 BUFFER = 256 << 10
@@ -32,7 +40,6 @@ is hashed and written while it is there."""
 MAX_IDLE = 64
 """Idle connections kept per host; as many as fetch ever uses at once."""
 
-_CONNECT_S = 10.0
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504, 509, 529})
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MAX_REDIRECTS = 5
@@ -170,7 +177,7 @@ class HttpClient:
             connection.close()
             url = urljoin(url, answer.headers.get("Location", url))
         try:
-            _raise_for_status(answer, name)
+            raise_for_status(answer.status, answer.reason, name)
         except BaseException:
             connection.close()
             raise
@@ -205,12 +212,19 @@ def _host_and_target(url: str) -> tuple[_Host, str]:
     return (parts.scheme, parts.netloc), f"{target}?{parts.query}" if parts.query else target
 
 
-def _connect(host: _Host, stall_s: float) -> http.client.HTTPConnection:
-    """Return a connection, through the proxy that the system names for this host, if any."""
-    scheme, netloc = host
+def proxy_of(scheme: str, netloc: str) -> str | None:
+    """Return host and port of the proxy that the system names for a host, if any."""
     proxy = urllib.request.getproxies().get(scheme)
-    if proxy and not urllib.request.proxy_bypass(netloc.split("@")[-1]):
-        through = urlsplit(proxy if "://" in proxy else f"http://{proxy}").netloc
+    if not proxy or urllib.request.proxy_bypass(netloc.rsplit("@", maxsplit=1)[-1]):
+        return None
+    return urlsplit(proxy if "://" in proxy else f"http://{proxy}").netloc
+
+
+def _connect(host: _Host, stall_s: float) -> http.client.HTTPConnection:
+    """Return a connection, through a proxy if there is one."""
+    scheme, netloc = host
+    through = proxy_of(scheme, netloc)
+    if through is not None:
         connection = _new(scheme, through, stall_s)
         connection.set_tunnel(netloc)
         return connection
@@ -267,11 +281,11 @@ def _place_in_answer(
     return start, rest if asked is None else asked
 
 
-def _raise_for_status(answer: http.client.HTTPResponse, name: str) -> None:
-    status = answer.status
+def raise_for_status(status: int, reason: str, name: str) -> None:
+    """Raise what an answer of this status means, unless it is the object ``name``."""
     if status in (200, 203, 206):
         return
-    said = f"the server said {status} {answer.reason}"
+    said = f"the server said {status} {reason}"
     if status in (404, 410):
         raise NotFoundError(f"cannot read {name}: {said}; there is no such object")
     if status == 416:

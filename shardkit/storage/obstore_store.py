@@ -7,6 +7,7 @@ and must go elsewhere; what it inherited is kept unreachable and never freed.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import re
@@ -27,6 +28,7 @@ from shardkit.storage.forks import keep_for_ever, start_anew_in_children
 from shardkit.storage.http_client import BUFFER, HttpClient, RangePastEndError
 from shardkit.storage.obstore_clients import DEFAULT_REGION, open_client
 from shardkit.storage.options import Options
+from shardkit.storage.plain_get import PlainGetter
 from shardkit.storage.protocol import Chunk, ObjectInfo
 from shardkit.storage.ranges import fetch_ranges
 from shardkit.storage.regions import region_of
@@ -36,6 +38,7 @@ from shardkit.storage.urls import scheme_of
 __all__ = ["ObstoreStore", "is_usable"]
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 CHUNK = 1 << 20
 """Bytes a chunk of a streamed body: 1 MiB was faster than 8 and took less processor time."""
@@ -85,6 +88,9 @@ class ObstoreStore:
         self._lock = threading.Lock()
         self._clients: dict[tuple[str, str, int], Any] = {}  # guarded by _lock
         self._signed = HttpClient({}, options.stall_s)
+        self._plain = PlainGetter({}, options.stall_s)
+        # Buckets whose objects can't be had plainly: set once, only grows.
+        self._not_plain: set[str] = set()
         # Buckets whose server answers ranges in a way that obstore refuses: set once, only grows.
         self._refused: set[str] = set()
         # Buckets that give nothing for a signed URL: set once, only grows.
@@ -107,13 +113,18 @@ class ObstoreStore:
         return _object_info(url, meta)
 
     def get(self, url: str) -> bytes:
-        """Return a whole object; one call into obstore unless something breaks."""
+        """Return a whole object."""
         return self.get_versioned(url)[0]
 
     def get_versioned(self, url: str) -> tuple[bytes, str]:
-        """Return a whole object, and its version as the answer tells it."""
-        client, key, _ = self._reader(url)
+        """Return a whole object, and its version as the answer tells it.
+
+        Plainly where the server takes that; else by one call into obstore unless something breaks.
+        """
+        client, key, bucket = self._reader(url)
         try:
+            if (plain := self._get_plainly(client, key, bucket, url)) is not None:
+                return plain
             found = obstore.get(client, key)
             return bytes(found.bytes()), _version(found.meta)
         except Exception as error:
@@ -217,6 +228,27 @@ class ObstoreStore:
             self._retried("delete", url, lambda: obstore.delete(client, key))
         except FileNotFoundError:
             return
+
+    def _get_plainly(
+        self, client: Any, key: str, bucket: str, url: str
+    ) -> tuple[bytes, str] | None:
+        """Return an object through a signed URL, if its server speaks plain HTTP.
+
+        Raises:
+            NotFoundError, TransientError: as obstore would.
+        """
+        if bucket in self._not_plain:
+            return None
+        try:
+            signed = obstore.sign(client, "GET", key, _SIGNED_FOR)
+            if signed.startswith("http://"):
+                return self._plain.get(signed, url)
+        except (NotFoundError, TransientError):
+            raise
+        except (obstore.exceptions.BaseError, StoreError) as error:
+            logger.debug("%s is not read plainly: %s", bucket, error)
+        self._not_plain.add(bucket)
+        return None
 
     def _opener(self, url: str, buffer: memoryview | None = None) -> OpenBody:
         """Return what asks for a body: plainly if there is a buffer to use, or no other way."""

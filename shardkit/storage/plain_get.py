@@ -1,0 +1,189 @@
+"""Whole objects over plain HTTP, with as few steps as there are: for many small ones.
+
+An answer's head is looked at where the kernel holds it, and the body is received in one call,
+straight into the ``bytes`` that are given out. 110 KB from an S3 server on loopback take 100 us of
+processor time: obstore, which hands a body from thread to thread, takes 240, ``http.client`` more.
+
+Only the most usual answer is understood: status 200, a head that comes in one piece, a length, an
+etag.
+Whoever gets any other asks again in another way, which knows them all.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from shardkit.errors import StoreError, TransientError
+from shardkit.storage.forks import start_anew_in_children
+from shardkit.storage.http_client import MAX_IDLE, proxy_of, raise_for_status
+
+__all__ = ["PlainGetter"]
+
+_MOST_HEAD = 8 << 10
+_CONNECT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """What stands before a body.
+
+    Attributes:
+        size: bytes of the head itself.
+        length: bytes of the body; None where it is not simply so many bytes.
+        etag: None where the server tells none.
+    """
+
+    status: int
+    reason: str
+    size: int
+    length: int | None
+    etag: str | None
+    stays_open: bool
+
+
+class PlainGetter:
+    """GET over a pool of connections. Thread-safe; safe after a fork.
+
+    Args:
+        headers: sent with every request.
+        stall_s: a connection that sends nothing for so long is dropped: ``TransientError``.
+    """
+
+    def __init__(self, headers: Mapping[str, str], stall_s: float) -> None:
+        sent = {"Accept-Encoding": "identity", "User-Agent": "shardkit", **headers}
+        self._headers = "".join(f"{name}: {value}\r\n" for name, value in sent.items())
+        self._stall_s = stall_s
+        self._lock = threading.Lock()
+        self._idle: dict[str, list[socket.socket]] = {}  # guarded by _lock
+        start_anew_in_children(self)
+
+    def forget_parent(self) -> None:
+        """Leave the parent's connections to the parent."""
+        self._lock = threading.Lock()
+        self._idle = {}
+
+    def get(self, url: str, name: str) -> tuple[bytes, str]:
+        """Return the object of an ``http://`` URL, called ``name`` in errors, and its etag.
+
+        Raises:
+            NotFoundError: there is none.
+            TransientError: the server or the network failed in a way that may pass.
+            StoreError: it was refused, or what came is not the usual answer.
+        """
+        _, _, netloc, target = url.split("/", 3)
+        request = f"GET /{target} HTTP/1.1\r\nHost: {netloc}\r\n{self._headers}\r\n".encode()
+        sock, kept = self._take(netloc)
+        done = False
+        try:
+            head = _ask(sock, request)
+            if head is None and kept:  # it had gone stale
+                sock.close()
+                sock = self._connect(netloc)
+                head = _ask(sock, request)
+            if head is None:
+                raise TransientError(f"cannot read {name}: the connection was closed")
+            raise_for_status(head.status, head.reason, name)
+            if head.length is None or head.etag is None:
+                raise StoreError(f"cannot read {name} plainly: the server tells no length or etag")
+            sock.recv(head.size)
+            data = _receive(sock, head.length)
+            if len(data) != head.length:
+                raise TransientError(f"{name}: the body ended at byte {len(data)} of {head.length}")
+            done = head.stays_open
+        except OSError as error:
+            if isinstance(error, StoreError):
+                raise
+            raise TransientError(f"cannot read {name}: {error!r}") from error
+        finally:
+            if done:
+                self._give_back(netloc, sock)
+            else:
+                sock.close()
+        return data, head.etag
+
+    def _take(self, netloc: str) -> tuple[socket.socket, bool]:
+        with self._lock:
+            idle = self._idle.get(netloc)
+            if idle:
+                return idle.pop(), True
+        return self._connect(netloc), False
+
+    def _give_back(self, netloc: str, sock: socket.socket) -> None:
+        with self._lock:
+            idle = self._idle.setdefault(netloc, [])
+            if len(idle) < MAX_IDLE:
+                idle.append(sock)
+                return
+        sock.close()
+
+    def _connect(self, netloc: str) -> socket.socket:
+        """Return a connection whose calls block, under the kernel's own timeout."""
+        if proxy_of("http", netloc) is not None:
+            raise StoreError(f"{netloc} is reached through a proxy, not plainly")
+        place = urlsplit(f"//{netloc}")
+        address = (place.hostname or "", place.port or 80)
+        try:
+            sock = socket.create_connection(address, timeout=min(_CONNECT_S, self._stall_s))
+        except OSError as error:
+            raise TransientError(f"cannot connect to {netloc}: {error!r}") from error
+        sock.settimeout(None)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        timeout = struct.pack("ll", int(self._stall_s), int(self._stall_s % 1 * 1e6))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)
+        return sock
+
+
+def _ask(sock: socket.socket, request: bytes) -> _Head | None:
+    """Send a request and look at the head of the answer; None where the connection has ended."""
+    try:
+        sock.sendall(request)
+        start = sock.recv(_MOST_HEAD, socket.MSG_PEEK)
+    except (BrokenPipeError, ConnectionResetError):
+        return None
+    return _parse(start) if start else None
+
+
+def _parse(start: bytes) -> _Head:
+    """Parse the first bytes of an answer.
+
+    Raises:
+        StoreError: they are not a whole head.
+    """
+    size = start.find(b"\r\n\r\n") + 4
+    first, *lines = start[: max(size - 4, 0)].decode("latin-1").split("\r\n")
+    protocol, _, told = first.partition(" ")
+    if protocol != "HTTP/1.1" or not told[:3].isdigit():
+        raise StoreError("the head of the answer did not come in one piece")
+    fields = {}
+    for line in lines:
+        name, _, value = line.partition(":")
+        fields[name.lower()] = value.strip()
+    length = fields.get("content-length", "")
+    etag = fields.get("etag")
+    is_plain = length.isdigit() and not {"transfer-encoding", "content-encoding"} & fields.keys()
+    return _Head(
+        int(told[:3]),
+        told[4:],
+        size,
+        int(length) if is_plain else None,
+        None if etag is None else etag.removeprefix("W/").strip('"'),
+        fields.get("connection", "").lower() != "close",
+    )
+
+
+def _receive(sock: socket.socket, length: int) -> bytes:
+    """Return so many bytes, in one call if all goes well; fewer where the connection ends."""
+    data = sock.recv(length, socket.MSG_WAITALL) if length else b""
+    if len(data) == length:
+        return data
+    parts, missing = [data], length - len(data)
+    while missing > 0 and (data := sock.recv(missing, socket.MSG_WAITALL)):
+        parts.append(data)
+        missing -= len(data)
+    return b"".join(parts)
