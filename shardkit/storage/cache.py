@@ -20,7 +20,14 @@ from types import TracebackType
 from shardkit.errors import CacheError
 from shardkit.format.sizes import parse_size, show_size
 from shardkit.storage.boundary import store_error
-from shardkit.storage.entries import Entry, entry_name, is_version, open_entry, read_entry
+from shardkit.storage.entries import (
+    Entry,
+    StaleError,
+    entry_name,
+    is_version,
+    open_entry,
+    read_entry,
+)
 from shardkit.storage.filesystems import filesystem_of, is_network_path
 from shardkit.storage.flights import Flights
 from shardkit.storage.folder import Folder
@@ -218,16 +225,19 @@ class Cache:
         name = entry_name(key)
 
         def find() -> bytes | None:
-            data = self._read(opened, name, since_ns, drop=True)
-            if data is None and self._is_still(opened, name, ask):
-                return self._read(opened, name)
-            return data
+            try:
+                return self._read(opened, name, since_ns, drop=True)
+            except StaleError:
+                return self._read(opened, name) if self._is_still(opened, name, ask) else None
 
         return self._get_alone(opened, key, find, load, cancelled)
 
     def read(self, key: str, since_ns: int = 0) -> bytes | None:
         """Return the bytes of ``key`` if they are here, fetched or asked about since then."""
-        return self._read(self._open(), entry_name(key), since_ns)
+        try:
+            return self._read(self._open(), entry_name(key), since_ns)
+        except StaleError:
+            return None
 
     def find(self, key: str) -> Entry | None:
         """Return the object of ``key``, pinned, if it is here."""
@@ -351,13 +361,8 @@ class Cache:
         return data
 
     def _is_still(self, opened: _Opened, name: str, ask: Callable[[], str]) -> bool:
-        """Whether an old entry, if there is one, is what the far end has; else it goes.
-
-        For who holds its flight.
-        """
+        """Whether an old entry is what the far end has; else it goes. For who holds its flight."""
         path = opened.folder.entry(name)
-        if not os.path.exists(path):
-            return False
         version = ask()
         try:
             status = os.stat(path)

@@ -19,6 +19,7 @@ from xxhash import xxh3_64_intdigest, xxh3_128_hexdigest
 
 __all__ = [
     "Entry",
+    "StaleError",
     "entry_name",
     "is_entry_name",
     "is_sound",
@@ -151,13 +152,16 @@ def open_entry(path: str) -> Entry | None:
     return Entry(fd, path, status.st_size, is_cached=True)
 
 
+class StaleError(Exception):
+    """The entry is older than it may be."""
+
+
 def read_entry(path: str, since_ns: int = 0) -> bytes | None:
     """Return the bytes of an entry without pinning it; ``None`` if there is none.
 
-    Nor if it was published, or last asked about, before ``since_ns``: that is its change time.
-
     Raises:
         ValueError: it is there, but was changed since it was published.
+        StaleError: it was published, or last asked about, before ``since_ns``: its change time.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -168,7 +172,7 @@ def read_entry(path: str, since_ns: int = 0) -> bytes | None:
         if not is_sound(status):
             raise ValueError(path)
         if status.st_ctime_ns < since_ns:
-            return None
+            raise StaleError(path)
         data = os.read(fd, status.st_size)
         while len(data) < status.st_size:
             more = os.read(fd, status.st_size - len(data))
