@@ -8,10 +8,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from shardkit.cli.echo import echo
-from shardkit.errors import MissingDependencyError, NotFoundError, StateError
+from shardkit.errors import MissingDependencyError, NotFoundError, StateError, StoreError
 from shardkit.order.state import State
 
 __all__ = ["add_arguments", "run"]
+
+_ZIP = b"PK"
+"""How files of torch.save begin, but for very old ones."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,11 +51,19 @@ def _load(path: str) -> Any:
     """The file's contents, whichever way it was saved; nothing in it is run."""
     try:
         with open(path, "rb") as file:
-            data = file.read()
+            is_zip = file.read(2) == _ZIP
+            if not is_zip:  # one of torch may be larger than memory
+                file.seek(0)
+                return json.load(file)
     except FileNotFoundError as error:
         raise NotFoundError(f"{path} does not exist") from error
-    try:
-        return json.loads(data)
+    except IsADirectoryError as error:
+        raise StateError(
+            f"{path} is a folder: give a file (of a checkpoint of torch.distributed, the one that "
+            "torch.distributed.checkpoint.format_utils.dcp_to_torch_save makes of it)"
+        ) from error
+    except OSError as error:
+        raise StoreError(f"cannot read {path}: {error}") from error
     except ValueError:
         pass  # no JSON: saved by torch, if at all
     try:
@@ -62,7 +73,7 @@ def _load(path: str) -> Any:
             f"{path} is no JSON; to read what torch.save wrote, install shardkit[train]"
         ) from error
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except Exception as error:
         raise StateError(
             f"{path} is neither JSON nor a file of torch.save that can be read safely: {error}"
@@ -71,6 +82,8 @@ def _load(path: str) -> Any:
 
 def _explained(value: Any, path: str) -> Iterator[tuple[str, str]]:
     """Find states at any depth; yield where each is and what it says."""
+    if isinstance(value, list | tuple):
+        value = dict(enumerate(value))
     if not isinstance(value, Mapping):
         return
     if {"fingerprint", "position", "epoch"} <= set(value):

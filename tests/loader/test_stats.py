@@ -109,6 +109,22 @@ class TestStateCommand:
         assert "loaders.more.mix:\na mixture by sample" in said
         assert "stream 'b': 40.00%" in said
 
+    @pytest.mark.parametrize("is_zip", [True, False])
+    def test_states_of_several_ranks_in_a_list_are_found(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], is_zip: bool
+    ) -> None:
+        path = tmp_path / "checkpoint.pt"
+        states = {"ranks": [self.state(), self.state()]}
+        torch.save(states, path, _use_new_zipfile_serialization=is_zip)
+        assert main(["state", "show", str(path)]) == 0
+        assert "ranks.1:\nepoch 0, position 30" in capsys.readouterr().out
+
+    def test_a_folder_is_an_error_that_says_what_to_give(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert main(["state", "show", str(tmp_path)]) == 2
+        assert "is a folder: give a file" in capsys.readouterr().err
+
     @pytest.mark.parametrize("content", [b"{}", b"[1, 2]", b'{"model": 1}'])
     def test_a_file_without_a_state_is_an_error(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes
