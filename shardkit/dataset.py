@@ -110,7 +110,8 @@ class SampleDataset(IterableBase):
             raise ConfigError(f"world={world!r}: give World(rank=…, world_size=…)")
         self.stream = stream
         self._num_samples = stream.num_samples  # a sum over all shards
-        self.world = world if world is not None else World.detect()
+        self.world = World.detect() if world is None else world
+        self._is_detected = world is None
         self.on_error: OnError = on_error
         self.failures = Failures(max_failures)
         size = DEFAULT_BUFFER_SIZE if buffer_size is None else buffer_size
@@ -177,13 +178,27 @@ class SampleDataset(IterableBase):
         self._rows.write(world.worker, [progress.epoch + 1, progress.epoch + 1])
 
     def begin_epoch(self, worker: int = 0) -> Progress:
-        """Take the next epoch, or the rest of a restored one; whoever iterates moves it on."""
+        """Take the next epoch, or the rest of a restored one; whoever iterates moves it on.
+
+        Raises:
+            ConfigError: see ``check_world``.
+        """
+        self.check_world()
         with self._lock:
             epoch, ended = self._rows.read(worker)
             self._rows.write(worker, [epoch + 1, ended])
             position, first = self._start(epoch, worker)
             self._progress = Progress(epoch, position, first)
             return self._progress
+
+    def check_world(self) -> None:
+        """Refuse to be iterated where the world that was found is another by now.
+
+        Raises:
+            ConfigError: a process group was made since.
+        """
+        if self._is_detected:
+            self.world.check()
 
     def order(self, epoch: int) -> EpochOrder:
         """The canonical order of an epoch."""

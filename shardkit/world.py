@@ -77,6 +77,20 @@ class World:
         node, num_nodes = _environment_nodes(os.environ, rank, world_size)
         return cls(rank, world_size, node, num_nodes).in_worker()
 
+    def check(self) -> None:
+        """Refuse to go on as what this process was before its process group was made.
+
+        Raises:
+            ConfigError: torch.distributed says otherwise: ranks would repeat each other's samples.
+        """
+        group = _process_group()
+        if group is not None and group != (self.rank, self.world_size):
+            raise ConfigError(
+                f"the data set was made when this process was rank {self.rank} of "
+                f"{self.world_size}, now it is rank {group[0]} of {group[1]}: make the data set "
+                "after torch.distributed.init_process_group, or give it World(rank=…, world_size=…)"
+            )
+
     def in_worker(self) -> World:
         """Return this world as the present loader worker sees it.
 

@@ -130,7 +130,13 @@ class Mix(IterableBase):
         self._rows.write(world.worker, _row(progress.place, begun=True))
 
     def begin_epoch(self, worker: int = 0) -> MixProgress:
-        """Take the next epoch, or the rest of a restored one; whoever iterates moves it on."""
+        """Take the next epoch, or the rest of a restored one; whoever iterates moves it on.
+
+        Raises:
+            ConfigError: see ``SampleDataset.check_world``.
+        """
+        for stream in self.streams.values():
+            stream.dataset.check_world()
         with self._lock:
             begun, place = self._read(worker)
             first = worker if self._first is None else self._first

@@ -6,12 +6,28 @@ import json
 import os
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 
-from shardkit import DataLoader, ShardDataset
+from shardkit import DataLoader, Mix, ShardDataset
+from shardkit.errors import ConfigError
+from shardkit.world import World
 
 GLOBAL_BATCH_SIZE = 12
+
+
+def train_too_early(environment: dict[str, str], url: str) -> None:
+    """Make data sets before the process group, as scripts do that start ranks by themselves."""
+    early, told = ShardDataset(url), ShardDataset(url, world=World())
+    os.environ.update(environment)
+    dist.init_process_group("gloo")
+    for data in early, DataLoader(early, 4), DataLoader(Mix([early]), 4):
+        with pytest.raises(ConfigError, match=r"of 1, now it is rank \d of 2: make the data"):
+            next(iter(data))
+    next(iter(told))
+    next(iter(ShardDataset(url)))
+    dist.destroy_process_group()
 
 
 def train(environment: dict[str, str], url: str, options: Any, limit: int, out: str) -> None:

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from tests.dataset.photos import NUM_SAMPLES, Packed
-from tests.loader.ranks import GLOBAL_BATCH_SIZE, train
+from tests.loader.ranks import GLOBAL_BATCH_SIZE, train, train_too_early
 
 THREADS = {"workers": "threads", "num_workers": 1}
 
@@ -30,6 +30,11 @@ def free_port() -> int:
 
 
 def start(packed: Packed, out: Path, world_size: int, options: Any, limit: int = -1) -> list[Any]:
+    """Start ranks that train."""
+    return start_ranks(world_size, train, packed.url, options, limit, str(out))
+
+
+def start_ranks(world_size: int, target: Any, *arguments: Any) -> list[Any]:
     """Start ranks, from a fork server that has torch already."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["__main__", "shardkit.loader.serve", "tests.loader.ranks"])
@@ -42,8 +47,7 @@ def start(packed: Packed, out: Path, world_size: int, options: Any, limit: int =
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
         }
-        arguments = (environment, packed.url, options, limit, str(out))
-        found.append(context.Process(target=train, args=arguments))
+        found.append(context.Process(target=target, args=(environment, *arguments)))
         found[-1].start()
     return found
 
@@ -72,6 +76,10 @@ def test_every_sample_once_with_equal_counts_and_no_hang(
     batches = batches_of(tmp_path, world_size)
     assert len(batches) == -(-NUM_SAMPLES // GLOBAL_BATCH_SIZE)
     assert Counter(itertools.chain(*batches)) == Counter(packed.keys)
+
+
+def test_a_data_set_of_before_the_process_group_is_refused(packed: Packed) -> None:
+    end(start_ranks(2, train_too_early, packed.url))
 
 
 def test_four_ranks_then_two_then_three_give_the_uninterrupted_sets(
