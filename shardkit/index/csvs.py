@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import os
 import re
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -12,6 +14,7 @@ import pyarrow.csv as pa_csv
 
 from shardkit.errors import IndexDataError
 from shardkit.index.spool import Spool
+from shardkit.index.streams import native_buffer, native_path
 
 __all__ = ["csv_tables"]
 
@@ -34,16 +37,36 @@ def csv_tables(file: BinaryIO, url: str, spool: Spool) -> tuple[pa.Schema, Itera
     ``, ; tab |`` that the header line has most of.
 
     Raises:
-        IndexDataError: rows of different lengths, a repeated column, or text that is not UTF-8.
+        IndexDataError: rows of different lengths, a repeated column, quotes that are never closed,
+            or text that is not UTF-8.
     """
     head = file.peek(1 << 16)[: 1 << 16]  # type: ignore[attr-defined]
     if not head.strip():
         raise IndexDataError(f"{url} is empty; a CSV index has a header line and a line per row")
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise IndexDataError(f"{url} is UTF-16; save it as UTF-8 (iconv -f utf-16 -t utf-8)")
+    with native_path(file, f"{spool.path}.text") as path:
+        try:
+            names, fits = _spooled(path, head, url, spool)
+        except pa.ArrowException as error:
+            raise IndexDataError(f"{url}: {_words(error)}") from error
     types: dict[str, pa.DataType] = {}
+    for name, known in fits.items():
+        chosen = [dtype for (_, dtype), fit in zip(_TYPES, known, strict=True) if fit]
+        types[name] = chosen[0] if chosen else pa.string()
+    schema = pa.schema([(name, types.get(name, pa.string())) for name in names])
+    text = pa.schema([(name, pa.string()) for name in names])
+    return schema, (_typed(table, schema) for table in spool.tables(text))
+
+
+def _spooled(
+    path: str, head: bytes, url: str, spool: Spool
+) -> tuple[list[str], dict[str, list[bool]]]:
+    """Put all cells into the spool as text; return the columns, and which types fit each."""
     fits: dict[str, list[bool]] = {}
-    try:
-        reader = _open(file, head)
+    with _open(path, head) as reader:
         _check_names(reader.schema.names, url)
+        table = reader.schema.empty_table()
         for batch in reader:
             table = pa.Table.from_batches([batch])
             for name in table.column_names:
@@ -51,26 +74,19 @@ def csv_tables(file: BinaryIO, url: str, spool: Spool) -> tuple[pa.Schema, Itera
                 _narrow(known, table.column(name))
             spool.append(table)
         if not fits:
-            spool.append(reader.schema.empty_table())
-    except pa.ArrowException as error:
-        raise IndexDataError(f"{url}: {_words(error)}") from error
-    for name, known in fits.items():
-        chosen = [dtype for (_, dtype), fit in zip(_TYPES, known, strict=True) if fit]
-        types[name] = chosen[0] if chosen else pa.string()
-    names = reader.schema.names
-    schema = pa.schema([(name, types.get(name, pa.string())) for name in names])
-    text = pa.schema([(name, pa.string()) for name in names])
-    return schema, (_typed(table, schema) for table in spool.tables(text))
+            spool.append(table)
+        _check_closed(table, path, url)
+        return reader.schema.names, fits
 
 
-def _open(file: BinaryIO, head: bytes) -> pa_csv.CSVStreamingReader:
+def _open(path: str, head: bytes) -> pa_csv.CSVStreamingReader:
     first = re.split(rb"[\r\n]", head.removeprefix(b"\xef\xbb\xbf"), maxsplit=1)[0]
     outside = re.sub(rb'"[^"]*"', b"", first)
     delimiter = max((b",", b"\t", b";", b"|"), key=outside.count).decode()
     parse = pa_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
     names = _header(first, delimiter)
     return pa_csv.open_csv(
-        pa.PythonFile(file, mode="r"),
+        pa.OSFile(path),
         read_options=pa_csv.ReadOptions(block_size=_BLOCK, use_threads=True),
         parse_options=parse,
         convert_options=pa_csv.ConvertOptions(
@@ -90,7 +106,7 @@ def _header(line: bytes, delimiter: str) -> list[str]:
         column_types={f"f{i}": pa.string() for i in range(line.count(delimiter.encode()) + 1)}
     )
     row = pa_csv.read_csv(
-        pa.BufferReader(line + b"\n"),
+        pa.BufferReader(native_buffer(line + b"\n")),
         read_options=options,
         parse_options=parse,
         convert_options=convert,
@@ -104,6 +120,21 @@ def _check_names(names: list[str], url: str) -> None:
         if name in seen:
             raise IndexDataError(f"{url} has two columns {name!r}; rename one")
         seen.add(name)
+
+
+def _check_closed(last: pa.Table, path: str, url: str) -> None:
+    """Refuse a last cell of several lines that is not closed: it has swallowed rows."""
+    cell = last.column(-1)[-1].as_py() if last.num_rows else None
+    if cell is None or not re.search(r"[\r\n]", cell):
+        return
+    with open(path, "rb") as file:
+        file.seek(max(0, os.path.getsize(path) - 4096))
+        if file.read().rstrip().endswith(b'"'):
+            return
+    raise IndexDataError(
+        f"{url}: the quotes before {cell[:40]!r} are never closed, so that the rest of the file is "
+        "one cell; close them, or double them where they are part of the text"
+    )
 
 
 def _narrow(fits: list[bool], column: pa.ChunkedArray) -> None:

@@ -19,6 +19,7 @@ import pyarrow.json as pa_json
 
 from shardkit.errors import IndexDataError
 from shardkit.index.spool import Spool, as_text
+from shardkit.index.streams import native_buffer
 
 __all__ = ["json_tables"]
 
@@ -84,7 +85,7 @@ def _parsed_block(
     for _ in range(2):
         try:
             table = pa_json.read_json(
-                pa.BufferReader(block),
+                pa.BufferReader(native_buffer(block)),
                 read_options=options,
                 parse_options=pa_json.ParseOptions(
                     explicit_schema=hints, unexpected_field_behavior="infer"

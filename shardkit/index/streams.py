@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import lzma
+import os
+import shutil
 from collections.abc import Iterator
 from typing import Any, BinaryIO, cast
 
@@ -13,7 +16,7 @@ from shardkit.errors import CorruptError
 from shardkit.storage.protocol import Store
 from shardkit.storage.urls import is_local, local_path
 
-__all__ = ["ChunkReader", "codec_of", "open_stream"]
+__all__ = ["ChunkReader", "codec_of", "native_buffer", "native_path", "open_stream"]
 
 _MAGIC = (
     (b"\x1f\x8b", "gzip"),
@@ -47,6 +50,33 @@ def open_stream(store: Store, url: str) -> BinaryIO:
         return cast("BinaryIO", io.BufferedReader(_Unpacked(lzma.open(raw), url), 1 << 20))
     unpacked = pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), codec)
     return cast("BinaryIO", io.BufferedReader(_Unpacked(unpacked, url), 1 << 20))
+
+
+@contextlib.contextmanager
+def native_path(file: BinaryIO, spare: str) -> Iterator[str]:
+    """The path of a plain local file; of any other one that of a copy, which goes at the end.
+
+    For Arrow's readers that have threads of their own. To read a Python file, these ask for the
+    interpreter: a reader that is dropped half-way waits for them while they wait for it, for ever,
+    and when the interpreter ends meanwhile, the process aborts.
+    """
+    raw = getattr(file, "raw", None)
+    if isinstance(raw, io.FileIO):
+        yield os.fspath(raw.name)
+        return
+    with open(spare, "wb") as copy:
+        shutil.copyfileobj(file, copy, 1 << 20)
+    try:
+        yield spare
+    finally:
+        os.unlink(spare)
+
+
+def native_buffer(data: bytes) -> pa.Buffer:
+    """Bytes in memory of Arrow's own: its threads ask the interpreter for nothing to free it."""
+    sink = pa.BufferOutputStream()
+    sink.write(data)
+    return sink.getvalue()
 
 
 class ChunkReader(io.RawIOBase):

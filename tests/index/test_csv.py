@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -108,3 +110,45 @@ def test_broken_files_are_refused_with_the_line_or_the_remedy(tmp_path: Path) ->
         read(tmp_path / "i.csv", "a,a\n1,2\n")
     with pytest.raises(IndexDataError, match="is empty"):
         read(tmp_path / "i.csv", "")
+
+
+def test_a_reader_that_stops_early_leaves_no_thread_that_aborts_the_process(
+    tmp_path: Path,
+) -> None:
+    """The rest of the stream still comes while the error is raised and the process ends."""
+    script = f"""
+import io, time
+from shardkit.index.csvs import csv_tables
+from shardkit.index.spool import Spool
+from shardkit.index.streams import ChunkReader
+
+def chunks():
+    yield b"a,b\\n1,2,3\\n"
+    for _ in range(3):
+        for _ in range(16):
+            yield b"1,2\\n" * (1 << 18)
+        time.sleep(0.2)
+
+with Spool({str(tmp_path / "spool")!r}) as spool:
+    try:
+        csv_tables(io.BufferedReader(ChunkReader(chunks())), "x.csv", spool)
+    except ValueError:
+        print("refused")
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "refused\n", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_quotes_that_are_never_closed_are_an_error_and_swallow_no_rows(tmp_path: Path) -> None:
+    with pytest.raises(IndexDataError, match=r"quotes before 'a cat\\n2,b\\n' are never closed"):
+        read(tmp_path / "i.csv", 'id,t\n1,"a cat\n2,b\n')
+    table = read(tmp_path / "j.csv", 'id,t\n1,"a cat\non two lines"\n')
+    assert table.column("t").to_pylist() == ["a cat\non two lines"]
+
+
+def test_utf_16_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(IndexDataError, match="is UTF-16; save it as UTF-8"):
+        read(tmp_path / "i.csv", "a,b\n1,2\n".encode("utf-16"))
