@@ -127,6 +127,7 @@ class Mix(IterableBase):
                 yield from made[:-1]  # the place moves with the last of them: nothing is lost
                 progress.place, progress.first = behind, world.num_workers - 1
                 yield from made[-1:]
+        progress.place = plan.end(progress.place)  # the same for all ranks and workers
         self._rows.write(world.worker, _row(progress.place, begun=True))
 
     def begin_epoch(self, worker: int = 0) -> MixProgress:
@@ -141,7 +142,7 @@ class Mix(IterableBase):
             begun, place = self._read(worker)
             first = worker if self._first is None else self._first
             if begun:
-                place, first = self._bare().next_epoch(place), worker
+                place, first = self._bare().order.next_epoch(place), worker
             self._first = None
             self._rows.write(worker, _row(place, begun=True))
             self._progress = MixProgress(place, first)

@@ -150,12 +150,14 @@ class MixPlan:
                 yield self._job(batch), batch.state
 
     def end(self, place: MixState) -> MixState:
-        """See ``Plan``."""
+        """See ``Plan``: behind the last batches too, which may hold nothing for this rank."""
+        while (behind := self.order.step(place)) is not None:
+            place = behind
         return place
 
     def next_epoch(self, place: MixState) -> MixState:
         """See ``Plan``."""
-        return self.order.next_epoch(place)
+        return self.order.next_epoch(self.end(place))
 
     @contextlib.contextmanager
     def ahead(self, place: MixState) -> Iterator[None]:

@@ -339,6 +339,30 @@ class TestBare:
         assert [sample["number"] for sample in pickle.loads(pickle.dumps(mix))] == expected
 
 
+@pytest.mark.parametrize("num_workers", [None, 0, 2])
+def test_ranks_agree_where_the_next_epoch_begins_if_the_last_batch_is_not_for_all(
+    num_workers: int | None,
+) -> None:
+    """87 samples by two ranks: one by one (None), or in global batches of 86."""
+    epochs = [Counter[tuple[str, int]]() for _ in range(3)]
+    for rank in range(2):
+        world = World(rank, 2)
+        streams = {
+            "a": (numbers(37, name="a", world=world), 0.6),
+            "b": (numbers(50, name="b", world=world), 0.4),
+        }
+        mix = Mix(streams, ends="once")
+        for epoch in epochs:
+            if num_workers is None:
+                epoch.update((sample["__stream__"], sample["number"]) for sample in mix)
+                continue
+            with DataLoader(mix, 43, num_workers=num_workers, remainder="keep") as loader:
+                for batch in loader:
+                    epoch.update(zip(batch["__stream__"], map(int, batch["number"]), strict=True))
+    for epoch in epochs:
+        assert len(epoch) == epoch.total() == 87
+
+
 class TestArguments:
     def test_weights_by_name_or_in_order(self) -> None:
         streams = [numbers(10), numbers(10, name="more")]
