@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -122,8 +122,15 @@ class Plan:
 
     @property
     def identity(self) -> str:
-        """A hash of all that decides the bytes of the shards."""
-        return xxh3_128_hexdigest(self.encode())
+        """A hash of all that decides the bytes of the shards.
+
+        Not ``on_error``: a shard with nothing to skip is the same either way.
+        """
+        return xxh3_128_hexdigest(self.with_errors("raise").encode())
+
+    def with_errors(self, on_error: Literal["raise", "skip"]) -> Plan:
+        """The same shards under another policy for rows that can't be packed."""
+        return replace(self, options=replace(self.options, on_error=on_error))
 
     def for_manifest(self) -> dict[str, Any]:
         """The plan but for ``starts``, which the shard table's rows say."""
@@ -182,11 +189,17 @@ def make_plan(index: Index, options: PackOptions, store: Store) -> Plan:
     """Decide the shards of ``index``.
 
     Raises:
-        IndexDataError: the index is empty, or none of the sampled rows' files can be found.
+        IndexDataError: the index is empty, no column holds files, or none of the sampled rows'
+            files can be found.
     """
     if index.num_rows == 0:
         raise IndexDataError(
             f"{index.source} has no rows; check the path, and the filter if there is one"
+        )
+    if not index.findings.files:
+        raise IndexDataError(
+            f"no column of {index.source} holds files, so samples would have no members: name the "
+            "columns that do (--files COLUMN), or make members of values (--inline COLUMN=txt)"
         )
     sample = list(_sample(index, options.seed))
     exts = _exts(sample)

@@ -136,6 +136,8 @@ class DatasetRun:
             records = [self._records[name] for name in sorted(self._records)]
             if num_missing:
                 return _part_summary(output, plan, records, self.num_resumed, num_missing, began)
+            if any(record.failures for record in records):  # perhaps only another part skips
+                plan = plan.with_errors("skip")
             self.manifest = publish_manifest(output, plan, records, self.index.metadata_schema)
         return _summary(output, plan, self.manifest, self.num_resumed, began)
 
@@ -182,18 +184,15 @@ def prepared(index: Index, output: Output, options: PackOptions) -> tuple[Plan, 
         begun = _begun(index, output, options)  # perhaps another part has just begun
         if begun is None:
             raise ConfigError(
-                f"{output.url} is not empty (it holds {strangers[0]!r} and {len(strangers) - 1} "
-                "more) and no pack was begun there; name a new folder"
+                f"{output.url} is not empty (it holds {_named(strangers)}) and no pack was begun "
+                "there; name a new folder"
             )
     if begun is not None:
         return begun
     index.check_keys()
     plan = make_plan(index, options, output.store)
     saved = output.write_first(PLAN_NAME, plan.encode())
-    plan = Plan.decode(saved, output.at(PLAN_NAME))
-    _check_same(plan, index, options, f"{output.url} holds an unfinished pack")
-    output.sweep()
-    return plan, None
+    return _taken_up(saved, index, output, options), None
 
 
 def _begun(
@@ -214,25 +213,40 @@ def _begun(
         return plan, manifest
     if saved is None:
         return None
+    return _taken_up(saved, index, output, options), None
+
+
+def _taken_up(saved: bytes, index: Index, output: Output, options: PackOptions) -> Plan:
+    """The saved plan, to go on with; from now on rows are skipped, where only that has changed."""
     plan = Plan.decode(saved, output.at(PLAN_NAME))
     _check_same(plan, index, options, f"{output.url} holds an unfinished pack")
+    if plan.options != options:
+        plan = plan.with_errors(options.on_error)
+        output.write(PLAN_NAME, plan.encode())
     output.sweep()
-    return plan, None
+    return plan
 
 
 def _check_same(plan: Plan, index: Index, options: PackOptions, what: str) -> None:
+    """Refuse another pack; not one that skips what has ended this one: its shards are the same."""
     if plan.index != index.fingerprint:
         raise ConfigError(
             f"{what} of another index (or this one, its columns or its filter have changed since); "
-            "name a new folder"
+            "delete it, or name a new folder"
         )
     before, now = asdict(plan.options), asdict(options)
+    if (before["on_error"], now["on_error"]) == ("raise", "skip"):
+        before["on_error"] = "skip"
     for name, value in now.items():
         if value != before[name]:
             raise ConfigError(
                 f"{what} with other options ({name} was {before[name]!r} and is {value!r} now); "
-                "give the same ones, or name a new folder"
+                "give the same ones, delete it, or name a new folder"
             )
+
+
+def _named(files: Sequence[str]) -> str:
+    return repr(files[0]) if len(files) == 1 else f"{files[0]!r} and {len(files) - 1:,} more"
 
 
 def _finished(output: Output, plan: Plan, shards: Iterable[int]) -> dict[str, ShardRecord]:

@@ -247,6 +247,34 @@ def test_an_unfinished_folder_takes_no_other_index_or_options(begun: Path, out: 
         pack_files(begun, out, where="big > 0")
 
 
+def test_a_pack_that_a_bad_row_ended_goes_on_with_on_error_skip(
+    tmp_path: Path, begun: Path, out: Path
+) -> None:
+    """As its error advises; and ends in the bytes of one that skipped from the start."""
+    first = (out / "shard-000000.tar").stat().st_mtime_ns
+    summary = pack_files(begun, out, on_error="skip")
+    assert (summary.num_resumed, summary.num_samples, summary.num_failed) == (1, 17, 1)
+    assert (out / "shard-000000.tar").stat().st_mtime_ns == first
+    pack_files(begun, tmp_path / "straight", on_error="skip")
+    for path in (tmp_path / "straight").iterdir():
+        assert (out / path.name).read_bytes() == path.read_bytes(), path.name
+    with pytest.raises(ConfigError, match=r"other options .on_error was 'skip'"):
+        pack_files(begun, out)
+
+
+def test_a_pack_that_skips_nothing_is_the_one_that_raises(tmp_path: Path, out: Path) -> None:
+    index = make_files(tmp_path / "src", 6)
+    pack_files(index, out)
+    assert pack_files(index, out, on_error="skip").num_resumed == 1
+
+
+def test_an_index_without_a_column_of_files_says_how_to_name_one(tmp_path: Path, out: Path) -> None:
+    table = pa.table({"word": ["a", "b"], "number": [1, 2]})
+    with pytest.raises(IndexDataError, match=r"no column of .* holds files.*--files.*--inline"):
+        pack(table, str(out), executor=LocalExecutor(1))
+    assert not out.exists()
+
+
 def test_what_was_finished_is_kept_when_the_pack_goes_on(
     tmp_path: Path, begun: Path, out: Path
 ) -> None:
