@@ -12,9 +12,11 @@ from shardkit.format.keys import fit_key
 from shardkit.format.sniff import sniff_ext
 from shardkit.index.index import Index
 from shardkit.index.rows import MemberColumn, Rows
+from shardkit.storage.boundary import map_os_errors
 from shardkit.storage.fetch import Request, Result, fetch_in_order
 from shardkit.storage.local import write_aside
 from shardkit.storage.protocol import Store
+from shardkit.storage.urls import given_url, is_local, local_path
 
 __all__ = ["Unpacked", "unpack"]
 
@@ -72,7 +74,12 @@ def unpack(
     """
     if num_threads < 1:
         raise ConfigError(f"num_threads={num_threads} must be at least 1")
-    os.makedirs(out, exist_ok=True)
+    out = given_url(out)
+    if not is_local(out):
+        raise ConfigError(f"can't unpack into {out}: name a folder of this machine")
+    out = local_path(out)
+    with map_os_errors("make the folder", out):
+        os.makedirs(out, exist_ok=True)
     writing = _Writing(out, report)
     requests = writing.requests(index)
     with fetch_in_order(store, requests, num_threads=num_threads) as results:
@@ -119,7 +126,7 @@ class _Writing:
         member: _Member = result.request.tag
         try:
             data = result.unwrap()
-            if not data:
+            if not data and result.request.stop is None:
                 raise CorruptError(f"{result.request.url} is empty: zero bytes")
         except ShardkitError as error:
             raise type(error)(f"{member.row}: {error}") from error

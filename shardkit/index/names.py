@@ -7,6 +7,8 @@ import posixpath
 import re
 from collections.abc import Mapping
 
+from shardkit.storage.urls import given_url
+
 __all__ = [
     "INDEX_EXTS",
     "MEDIA_TYPES",
@@ -197,6 +199,8 @@ def resolve(path: str, folder: str) -> str:
     """Return the full URL of what a cell or a line names: itself, or below ``folder``."""
     if path.startswith("/") or "://" in path:
         return path
+    if path.startswith("~/"):
+        return given_url(path)
     if "./" not in path and folder.endswith("/"):
         return folder + path
     return join(folder, path)

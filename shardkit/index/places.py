@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from shardkit.errors import CorruptError, NotFoundError
 from shardkit.format.manifest import MANIFEST_NAME, SHARDS_NAME, Manifest, ShardTable, idx_name
 from shardkit.storage.protocol import Store
+from shardkit.storage.urls import given_url
 
 __all__ = ["ShardPlaces", "is_adopted"]
 
@@ -35,7 +36,7 @@ class ShardPlaces:
             NotFoundError: there is no manifest: not a packed dataset, or its pack has not ended.
             CorruptError: manifest and shard table don't belong together.
         """
-        url = url.rstrip("/").removesuffix(f"/{MANIFEST_NAME}")
+        url = given_url(url).rstrip("/").removesuffix(f"/{MANIFEST_NAME}")
         manifest_url = f"{url}/{MANIFEST_NAME}"
         try:
             manifest = Manifest.decode(store.get(manifest_url), manifest_url)

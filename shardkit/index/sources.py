@@ -30,7 +30,7 @@ from shardkit.index.names import (
     resolve,
 )
 from shardkit.storage.protocol import ObjectInfo, Store
-from shardkit.storage.urls import is_local, local_path, scheme_of
+from shardkit.storage.urls import given_url, is_local, local_path, scheme_of
 
 __all__ = ["Source", "identify"]
 
@@ -68,6 +68,7 @@ def identify(store: Store, source: str) -> Source:
         NotFoundError: nothing is there.
         IndexDataError: its files can't be taken together (index files beside media files).
     """
+    source = given_url(source)
     names = (
         [part for name in source.split("::") for part in _braces(name)]
         if "::" in source
@@ -118,6 +119,8 @@ def _one(store: Store, name: str) -> Source:
 def _is_folder(store: Store, name: str, *, sure: bool) -> bool:
     if is_local(name):
         return os.path.isdir(local_path(name))
+    if scheme_of(name) in ("http", "https"):  # which list no folders: only a packed one is seen
+        return sure or _is_packed(store, name.rstrip("/") + "/")
     if sure:
         return True
     base = base_name(name)
@@ -126,12 +129,16 @@ def _is_folder(store: Store, name: str, *, sure: bool) -> bool:
     return next(iter(store.list(name.rstrip("/") + "/")), None) is not None
 
 
-def _folder(store: Store, folder: str) -> Source:
+def _is_packed(store: Store, folder: str) -> bool:
     try:
         store.stat(folder + MANIFEST_NAME)
     except NotFoundError:
-        pass
-    else:
+        return False
+    return True
+
+
+def _folder(store: Store, folder: str) -> Source:
+    if _is_packed(store, folder):
         return Source("packed", root=folder)
     files = store.list(folder)
     seen = [

@@ -24,6 +24,7 @@ from shardkit.errors import ConfigError, NotFoundError, StoreError
 from shardkit.format.manifest import MANIFEST_NAME
 from shardkit.storage.boundary import map_os_errors
 from shardkit.storage.store import Store, is_local, local_path
+from shardkit.storage.urls import given_url, scheme_of
 
 __all__ = ["PLAN_NAME", "WORK_FOLDER", "Output"]
 
@@ -47,7 +48,8 @@ class Output:
     scratch: str = ""
 
     def __post_init__(self) -> None:
-        url = local_path(self.url) if is_local(self.url) else self.url
+        url = given_url(self.url)
+        url = local_path(url) if is_local(url) else url
         object.__setattr__(self, "url", url.rstrip("/") or "/")
 
     @property
@@ -186,9 +188,13 @@ def check_writable(output: Output) -> None:
     """Refuse a local folder that can't be made or written, before any work is done.
 
     Raises:
-        ConfigError: the path is a file.
+        ConfigError: the path is a file, or behind a web server, which takes no files.
         StoreError: it can't be made or written.
     """
+    if scheme_of(output.url) in ("http", "https"):
+        raise ConfigError(
+            f"can't pack into {output.url}: http is for reading; name a folder or a bucket"
+        )
     if not output.is_local:
         return
     path = os.path.abspath(output.url)

@@ -369,7 +369,7 @@ class RawSource:
         if not isinstance(data, bytes):
             sample[wanted.name or wanted.member.name] = RawMember(wanted.ext, data)
             return
-        if not data and wanted.url:
+        if not data and wanted.url and wanted.request is None:
             raise CorruptError(f"{wanted.url} is empty: zero bytes")
         ext = wanted.ext or sniff_ext(data) or "bin"
         name = wanted.name or self.options.naming.name(wanted.member, ext)

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import re
 from urllib.parse import unquote, urlsplit
 
-__all__ = ["is_local", "local_path", "scheme_of"]
+from shardkit.errors import ConfigError
+
+__all__ = ["given_url", "is_local", "local_path", "scheme_of"]
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+
+
+def given_url(url: str) -> str:
+    """Return the path or URL that a user gave; a leading ``~`` is their home, as in a shell.
+
+    Raises:
+        ConfigError: it is empty, which as a path would mean the root of all files.
+    """
+    if not url.strip():
+        raise ConfigError("an empty path was given (an unset variable?): give a path or a URL")
+    return os.path.expanduser(url) if url.startswith("~") else url
 
 
 def scheme_of(url: str) -> str:

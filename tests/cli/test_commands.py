@@ -19,7 +19,7 @@ import pytest
 from shardkit import __version__
 from shardkit.cli.main import COMMANDS, main
 from tests.pack.data import FILES, contents, make_files, pack_files, tar_samples
-from tests.s3 import serve_s3
+from tests.s3 import serve_http, serve_s3
 
 ROOT = Path(__file__).parents[2]
 COLUMNS = ["--files", *FILES, "--inline", "caption=txt"]
@@ -124,6 +124,14 @@ def test_a_folder_is_packed_with_its_folders_as_classes(run: Run, tmp_path: Path
         (["pack", "{index}", "{out}", "--seed", "1"], r"already holds a packed dataset"),
         (["pack", "{index}", "{out}x", "--storage-options", "{{"], r"no JSON"),
         (["pack", "{index}", "{out}x", "--storage-options", "[]"], r"must be a JSON object"),
+        (["pack", "{index}", ""], r"an empty path was given"),
+        (["pack", "{index}", "http://127.0.0.1:1/out"], r"http is for reading"),
+        (["pack", "", "{out}x"], r"an empty path was given"),
+        (["unpack", "{index}", ""], r"an empty path was given"),
+        (["unpack", "{index}", "{index}"], r"cannot make the folder .*File exists"),
+        (["unpack", "{index}", "s3://bucket/out"], r"name a folder of this machine"),
+        (["cat", "", "sample_00001"], r"an empty path was given"),
+        (["verify", ""], r"an empty path was given"),
         (["info", "{src}/nothing"], r"nothing"),
         (["cat", "{out}", "sample_99999"], r"no sample with key 'sample_99999'"),
         (
@@ -143,6 +151,42 @@ def test_what_can_not_be_done_is_one_line_and_status_2(
     assert status == 2
     assert re.match(rf"error: .*(?s:{message})", stderr)
     assert "Traceback" not in stderr
+
+
+def test_a_tilde_is_the_home_of_the_user(
+    run: Run, index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(index.parent)
+    assert run("pack", "~/src/index.parquet", "~/out", "--workers", 1)[0] == 0
+    assert run("cat", "~/out", "sample_00001")[0] == run("verify", "~/out", "--workers", 1)[0] == 0
+    (tmp_path / "list.csv").write_text("id,file\n1,~/src/files/00001.bin\n")
+    assert run("unpack", tmp_path / "list.csv", "~/files")[0] == 0
+    assert (tmp_path / "files/1.bin").exists()
+    assert not (index.parent / "~").exists()
+
+
+def test_an_output_that_can_not_be_written_is_an_error(out: Path) -> None:
+    with open("/dev/full", "w") as full:
+        ran = subprocess.run(
+            [sys.executable, "-m", "shardkit.cli.main", "info", str(out)],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert ran.returncode == 2
+    assert ran.stderr == "error: cannot write to standard output: No space left on device\n"
+
+
+def test_a_packed_dataset_behind_a_web_server_is_read_like_any_other(
+    run: Run, index: Path, out: Path, tmp_path: Path
+) -> None:
+    with serve_http(out.parent, proxied=False) as http:
+        url = f"{http.url}/out"
+        assert "14 samples in 3 shards" in run("info", url)[1]
+        assert "every byte is right" in run("verify", url, "--workers", 1)[1]
+        assert run("unpack", url, tmp_path / "files")[0] == 0
 
 
 def test_verbose_shows_where_it_happened(index: Path, out: Path) -> None:
