@@ -47,12 +47,16 @@ class LocalExecutor:
 
     @contextlib.contextmanager
     def ready(self, task: type[object] | None = None) -> Iterator[None]:
-        """See ``Executor``. A worker takes as long to start as a plan to make."""
+        """See ``Executor``. A worker takes as long to start as a plan to make.
+
+        No more start than run at once: there may be few items, however many workers are asked for.
+        """
         if self._started:
             yield
             return
         imports = None if task is None else task.__module__
-        self._started = [start_worker(imports) for _ in range(self.num_workers - 1)]
+        num_now = min(self.num_workers - 1, num_cores())
+        self._started = [start_worker(imports) for _ in range(num_now)]
         try:
             yield
         finally:

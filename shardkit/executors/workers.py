@@ -8,6 +8,7 @@ client, no memory. A worker ends with its parent, however that ends, and Ctrl-C 
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import pickle
@@ -80,7 +81,11 @@ def work(connection_fd: int, life_fd: int, imports: str | None) -> None:
     threading.Thread(target=_end_with_parent, args=(life_fd,), daemon=True).start()
     if imports is not None:
         importlib.import_module(imports)
-    connection = Connection(connection_fd)
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # no parent
+        _serve(Connection(connection_fd))
+
+
+def _serve(connection: Connection) -> None:
     task = pickle.loads(connection.recv_bytes())
     while True:
         item = connection.recv()

@@ -16,6 +16,7 @@ import pytest
 
 from shardkit.errors import ConfigError, NotFoundError
 from shardkit.executors import LocalExecutor, WorkerLostError, nothing
+from shardkit.executors.local import num_cores
 from tests.pack.data import workers_alive
 
 Report = Callable[[int, int], None]
@@ -141,6 +142,28 @@ def test_workers_that_are_ready_and_not_needed_are_ended() -> None:
     with executor.ready():
         pass
     assert not workers_alive()
+
+
+def test_of_many_workers_no_more_than_cores_start_before_there_is_work_for_them() -> None:
+    executor = LocalExecutor(10**9)
+    with executor.ready(Square):
+        assert len(workers_alive()) <= num_cores()
+        assert sorted(executor.run(Square(), range(4), nothing)) == [0, 1, 4, 9]
+    assert not workers_alive()
+
+
+def test_workers_whose_parent_is_killed_say_nothing() -> None:
+    script = """
+import os, signal
+from shardkit.executors.workers import start_worker
+start_worker(), start_worker()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    for _ in range(5):
+        ran = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, check=False
+        )
+        assert ran.stderr == ""
 
 
 def test_at_least_one_worker_is_needed() -> None:
