@@ -122,6 +122,12 @@ class SampleDataset(IterableBase):
         self._progress: Progress | None = None
         self._lock = threading.Lock()
 
+    def __repr__(self) -> str:
+        return (
+            f"<{type(self).__name__} of {self.num_samples:,} samples in {self.stream.source.url}, "
+            f"shuffle={self._options.shuffle!r}, seed={self._options.seed}>"
+        )
+
     @property
     def num_samples(self) -> int:
         """Samples of an epoch, over all ranks."""

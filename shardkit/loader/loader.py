@@ -71,7 +71,7 @@ class DataLoader:
     def __init__(
         self,
         dataset: SampleDataset | Mix,
-        batch_size: int | None = None,
+        batch_size: int | None = 1,
         *,
         global_batch_size: int | None = None,
         num_workers: int | None = None,
@@ -114,6 +114,12 @@ class DataLoader:
         self._stats = LoaderStats(self.num_workers)
         self._cache_before = counts_of(feeds)
         self._cache_of_ended = sum_counts(())
+
+    def __repr__(self) -> str:
+        return (
+            f"<DataLoader of {self.dataset!r}, batch_size={self.batch_size}, "
+            f"num_workers={self.num_workers}, workers={self.workers!r}>"
+        )
 
     @property
     def batch_size(self) -> int:

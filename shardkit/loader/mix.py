@@ -105,6 +105,10 @@ class Mix(IterableBase):
         self._progress: MixProgress | None = None
         self._lock = threading.Lock()
 
+    def __repr__(self) -> str:
+        shares = ", ".join(f"{name!r}: {one.weight:g}" for name, one in self.streams.items())
+        return f"<Mix of {{{shares}}}, by={self.options.by!r}, seed={self.options.seed}>"
+
     def plan(self, global_batch_size: int, remainder: Remainder) -> MixPlan:
         """Return the batches of this rank.
 

@@ -7,7 +7,13 @@ import threading
 from dataclasses import dataclass
 from typing import Literal
 
-from shardkit.errors import ConfigError, MissingDependencyError, ShardkitError, TransientError
+from shardkit.errors import (
+    CacheError,
+    ConfigError,
+    MissingDependencyError,
+    ShardkitError,
+    TransientError,
+)
 from shardkit.samples.source import Place
 
 __all__ = ["Failed", "Failures", "OnError", "can_skip", "with_place"]
@@ -28,12 +34,13 @@ class Failed:
     error: Exception
 
     def __str__(self) -> str:
-        return f"{self.place.url}: key {self.place.key!r}: {self.error}"
+        text, key = str(self.error), f"key {self.place.key!r}"
+        return text if key in text else f"{self.place.url}: {key}: {text}"
 
 
 def can_skip(error: Exception) -> bool:
     """Whether the error says something of the sample, and not of the network or the set-up."""
-    return not isinstance(error, TransientError | ConfigError | MissingDependencyError)
+    return not isinstance(error, TransientError | CacheError | ConfigError | MissingDependencyError)
 
 
 def with_place(failed: Failed) -> Exception:
@@ -59,6 +66,9 @@ class Failures:
         self.listed: list[Failed] = []
         self._lock = threading.Lock()
 
+    def __repr__(self) -> str:
+        return f"<Failures: {self.count:,}, max_failures={self.max_failures}>"
+
     def note(self, failed: Failed) -> None:
         """Count a failure.
 
@@ -76,7 +86,7 @@ class Failures:
         if self.max_failures is not None and self.count > self.max_failures:
             raise ShardkitError(
                 f"{self.count} samples have failed, more than max_failures={self.max_failures}; "
-                f"the last one: {failed}. `shardkit verify` tells which shards are damaged"
+                f"the last one: {failed}. The data set's failures.listed names them all"
             ) from failed.error
 
     def __getstate__(self) -> dict[str, object]:
