@@ -16,7 +16,7 @@ import pytest
 
 from shardkit import DataLoader, StreamingDataset
 from shardkit.cli.demo_data import encode_video
-from shardkit.errors import ConfigError, NotFoundError
+from shardkit.errors import CacheError, ConfigError, NotFoundError
 from shardkit.storage.cache import Cache
 from tests.faulty_proxy import LoggedRequest
 from tests.index.test_lazy import column_bytes, wide_table
@@ -166,6 +166,17 @@ def test_a_file_that_is_gone_is_not_taken_from_the_cache(texts: Path, tmp_path: 
         time.sleep(0.05)
         with pytest.raises(NotFoundError, match=r"row 1 .*1\.txt"):
             list(open_texts(s3, tmp_path / "c"))
+
+
+def test_a_cache_that_is_too_small_is_no_fault_of_the_samples_and_is_not_skipped(
+    texts: Path, tmp_path: Path
+) -> None:
+    (texts / "2.txt").write_text("a longer text")
+    with serve_s3(texts.parent) as s3:
+        dataset = open_texts(s3, tmp_path / "c", cache_limit=8, on_error="skip")
+        with pytest.raises(CacheError, match="cache_limit=8 bytes is smaller than one object"):
+            list(dataset)
+        assert dataset.failures.count == 0
 
 
 # -- looking ahead -----------------------------------------------------------------------------
