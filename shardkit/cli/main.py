@@ -35,9 +35,18 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    parser = _parser(arguments)
-    args = parser.parse_args(arguments)
+    try:
+        return _run(list(sys.argv[1:] if argv is None else argv))
+    except KeyboardInterrupt:  # also while modules are imported
+        echo_error("interrupted")
+        return 130
+    except BrokenPipeError:  # the reader of our output has enough
+        sys.stderr.close()
+        return 0
+
+
+def _run(arguments: Sequence[str]) -> int:
+    args = _parser(arguments).parse_args(arguments)
     logging.basicConfig(
         level=logging.DEBUG if args.verbose else logging.WARNING,
         format="%(levelname)s %(name)s: %(message)s",
@@ -49,12 +58,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         echo_error(f"error: {error}")
         return 1 if isinstance(error, CorruptError) else 2
-    except KeyboardInterrupt:
-        echo_error("interrupted")
-        return 130
-    except BrokenPipeError:  # the reader of our output has enough
-        sys.stderr.close()
-        return 0
     return status
 
 

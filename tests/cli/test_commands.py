@@ -179,6 +179,25 @@ def test_an_output_that_can_not_be_written_is_an_error(out: Path) -> None:
     assert ran.stderr == "error: cannot write to standard output: No space left on device\n"
 
 
+def test_ctrl_c_while_a_command_is_being_imported_is_no_traceback() -> None:
+    script = """
+import signal, sys
+
+class Interrupts:
+    def find_spec(self, name, path, target=None):
+        if name == "shardkit.cli.info":
+            signal.raise_signal(signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupts())
+from shardkit.cli.main import main
+sys.exit(main(["info", "nothing"]))
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert (ran.returncode, ran.stderr) == (130, "interrupted\n")
+
+
 def test_a_packed_dataset_behind_a_web_server_is_read_like_any_other(
     run: Run, index: Path, out: Path, tmp_path: Path
 ) -> None:
