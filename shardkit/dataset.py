@@ -175,7 +175,7 @@ class SampleDataset(IterableBase):
 
         locate = self.stream.selection.locate
         places = (locate(block.ids) for block in blocks())
-        with self.stream.source.ahead(places, self.groups_after(progress.epoch)):
+        with self.stream.source.ahead(iter([places]), self.groups_after(progress.epoch)):
             for block in blocks():
                 progress.enter(block)
                 yield from self._samples(block, progress)

@@ -47,8 +47,13 @@ def global_size(batch_size: int | None, global_batch_size: int | None, world_siz
         ConfigError: it is said twice, or no number of samples.
     """
     if global_batch_size is None:
+        if batch_size is None:
+            raise ConfigError(
+                "batch_size=None asks torch's loader for samples as they are; this one makes "
+                "batches: iterate over the data set itself, or give the number of samples"
+            )
         return whole("batch_size", batch_size, 1) * world_size
-    if batch_size is not None:
+    if batch_size not in (None, 1):  # 1 is the default: not given
         raise ConfigError(
             f"batch_size={batch_size} and global_batch_size={global_batch_size} are two ways to "
             "say one thing; give one of them"

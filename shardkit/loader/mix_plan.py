@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +16,7 @@ from shardkit.loader.plan import Job
 from shardkit.loader.work import Collate, Feed
 from shardkit.order.epoch import EpochOrder
 from shardkit.order.hashing import Int64Array
-from shardkit.order.mix import MixBatch, MixOrder
+from shardkit.order.mix import MixBatch, MixOrder, MixPart
 from shardkit.order.mix_count import count_batches
 from shardkit.order.mix_state import MixOptions, MixState, MixStream
 from shardkit.samples.source import Places
@@ -165,8 +166,8 @@ class MixPlan:
         pieces = _Pieces(self.jobs(place), len(self.feeds))
         with contextlib.ExitStack() as near:
             for number, feed in enumerate(self.feeds):
-                places = pieces.places(number, feed.stream.selection.locate)
-                near.enter_context(feed.stream.source.ahead(places))
+                passes = pieces.passes(number, feed.stream.selection.locate)
+                near.enter_context(feed.stream.source.ahead(passes))
             yield
 
     def _job(self, batch: MixBatch) -> Job:
@@ -185,10 +186,16 @@ class _Pieces:
     def __init__(self, jobs: Iterator[tuple[Job, Any]], num_streams: int) -> None:
         self._lock = threading.Lock()
         self._jobs = jobs  # this and the queues: guarded by _lock
-        self._queues = [deque[Int64Array](maxlen=_KEPT_PIECES) for _ in range(num_streams)]
+        self._queues = [deque[MixPart](maxlen=_KEPT_PIECES) for _ in range(num_streams)]
 
-    def places(self, stream: int, locate: Callable[[Int64Array], Places]) -> Iterator[Places]:
-        """What one stream will be read for, in order."""
+    def passes(
+        self, stream: int, locate: Callable[[Int64Array], Places]
+    ) -> Iterator[Iterator[Places]]:
+        """What one stream will be read for, in order; a pass is an epoch of its own."""
+        for _, parts in itertools.groupby(self._parts(stream), lambda part: part.epoch):
+            yield (locate(part.ids) for part in parts)
+
+    def _parts(self, stream: int) -> Iterator[MixPart]:
         queue = self._queues[stream]
         while True:
             with self._lock:
@@ -197,9 +204,9 @@ class _Pieces:
                     if job is None:
                         return
                     for part in job.parts:
-                        self._queues[part.stream].append(part.ids)
-                ids = queue.popleft()
-            yield locate(ids)
+                        self._queues[part.stream].append(part)
+                part = queue.popleft()
+            yield part
 
 
 def _own_size(stream: Stream) -> int | None:

@@ -144,4 +144,4 @@ class DatasetPlan:
         """See ``Plan``."""
         stream = self._dataset.stream
         places = (stream.selection.locate(job.parts[0].ids) for job, _ in self.jobs(place))
-        return stream.source.ahead(places, self._dataset.groups_after(place[0]))
+        return stream.source.ahead(iter([places]), self._dataset.groups_after(place[0]))

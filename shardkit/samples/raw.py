@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -183,7 +184,9 @@ class RawSource:
         return Place(urls[0] if urls else self.index.describe_row(group, row), rows.keys[0])
 
     @contextlib.contextmanager
-    def ahead(self, places: Iterator[Places], later: Later | None = None) -> Iterator[None]:
+    def ahead(
+        self, passes: Iterator[Iterator[Places]], later: Later | None = None
+    ) -> Iterator[None]:
         """See ``Source``; of rows that callbacks see, nothing is made before they are read."""
         del later  # files are too many to say of each when it is needed next
         if self._rows.rewrites or self._rows.is_metadata_only:
@@ -195,7 +198,7 @@ class RawSource:
                 self._shared = Lookahead(options.num_threads, options.lookahead_bytes)
             shared = self._shared
             self._num_ahead += 1
-        begun = shared.begin(self._pieces(shared, places))
+        begun = shared.begin(self._pieces(shared, itertools.chain.from_iterable(passes)))
         try:
             yield
         finally:

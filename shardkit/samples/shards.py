@@ -45,6 +45,9 @@ _MAX_AT_ONCE = 64
 many shards has as many in a block, one a sample."""
 _MAX_ROWS = 4_000_000
 """Rows of the layouts kept: about 100 bytes each, so 400 MB at the most."""
+_MOST_IDLE = 1_000
+"""Pieces walked ahead at once that need no further shard: some 20 ms. A pass whose shards are all
+near would be walked to its end, and passes that have none would be walked for ever."""
 
 
 _SPARSE = 0.25
@@ -98,6 +101,7 @@ class ShardSource:
         # so far: both set where the look-ahead is walked, and good enough when read late.
         self._following: npt.NDArray[np.int64] | None = None
         self._num_asked = 0
+        self._coming: set[int] = set()  # asked for and not opened since; likewise
         self._num_ahead = 0  # blocks of ``ahead`` so far; guarded by _lock
         self._open: OrderedDict[int, OpenShard] = OrderedDict()  # guarded by _lock
         self._pinned: dict[int, int] = {}  # bytes of the cache that each of _open holds; likewise
@@ -245,7 +249,9 @@ class ShardSource:
             return Place(url, f"sample {row} of the shard")
 
     @contextlib.contextmanager
-    def ahead(self, places: Iterator[Places], later: Later | None = None) -> Iterator[None]:
+    def ahead(
+        self, passes: Iterator[Iterator[Places]], later: Later | None = None
+    ) -> Iterator[None]:
         """See ``Source``; local shards are near."""
         if not self._is_far(0):
             yield
@@ -254,26 +260,37 @@ class ShardSource:
         with self._lock:
             self._num_ahead += 1
             number = self._num_ahead
-        fetcher.schedule(self._requests(places, later))
+        fetcher.schedule(self._requests(passes, later))
         try:
             yield
         finally:
             if number == self._num_ahead:  # else the next epoch has begun, and goes on
                 fetcher.schedule(())
 
-    def _requests(self, places: Iterator[Places], later: Later | None) -> Iterator[Request]:
-        """Each shard once, by first need, but for those that are open already."""
-        with self._lock:
-            seen = set(self._open)
-        self._num_asked = len(seen)
+    def _requests(
+        self, passes: Iterator[Iterator[Places]], later: Later | None
+    ) -> Iterator[Request | None]:
+        """Each shard once a pass, by first need, but for those that are near already."""
         self._following = None if later is None else _places_in(later(), len(self.counts))
-        for groups, _ in places:
-            numbers, firsts = np.unique(groups, return_index=True)
-            for shard in numbers[np.argsort(firsts)].tolist():
-                if shard not in seen and not self._sparse[shard]:
+        self._coming.clear()
+        num_idle = 0
+        for places in passes:
+            seen: set[int] = set()
+            for groups, _ in places:
+                num_idle += 1
+                numbers, firsts = np.unique(groups, return_index=True)
+                for shard in numbers[np.argsort(firsts)].tolist():
+                    if shard in seen or self._sparse[shard]:
+                        continue
                     seen.add(shard)
                     self._num_asked = len(seen)
-                    yield self._request(shard)
+                    if shard not in self._open and shard not in self._coming:
+                        num_idle = 0
+                        self._coming.add(shard)
+                        yield self._request(shard)
+                if num_idle >= _MOST_IDLE:  # all is near: who waits for us is not kept waiting
+                    num_idle = 0
+                    yield None
 
     def _request(self, shard: int) -> Request:
         return Request(
@@ -358,6 +375,7 @@ class ShardSource:
         layout = self._layout(shard)
         if self._is_far(shard):  # proved as it was fetched
             entry = self._own_fetcher().open(self._request(shard))
+            self._coming.discard(shard)
             return OpenShard(entry, url, layout, size, verify="never")
         path = local_path(url)
         file = LocalFile(path, url)

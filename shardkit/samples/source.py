@@ -94,14 +94,15 @@ class Source(Protocol):
         ...
 
     def ahead(
-        self, places: Iterator[Places], later: Later | None = None
+        self, passes: Iterator[Iterator[Places]], later: Later | None = None
     ) -> AbstractContextManager[None]:
         """Bring near what will be read, in this order, while the block runs.
 
         ``later`` tells the groups of the next epoch, by first need, if that is known: what is
         needed soonest is then kept.
 
-        ``places`` yields (groups, rows) in pieces as ``read`` will be asked for them; it is walked
-        lazily, on another thread, no further than a bounded number of bytes ahead.
+        Each pass over the data (one, or several in a row) yields (groups, rows) in pieces as
+        ``read`` will be asked for them. Passes are walked lazily, one after the other, on another
+        thread, no further than a bounded number of bytes ahead; they may have no end.
         """
         ...

@@ -172,14 +172,16 @@ class ShardFetcher:
         self._crew = Crew(num_threads, "shards")
         self._lookahead_bytes = lookahead_bytes
         self._lock = threading.Lock()  # guards all below
-        self._schedule: Iterator[Request] = iter(())
+        self._schedule: Iterator[Request | None] = iter(())
         self._held_back: Request | None = None
         self._ahead: OrderedDict[_Place, _Slot] = OrderedDict()
         self._opened_at = 0.0
         self._end = weakref.finalize(self, _end, self._shared, self._crew, self._ahead)
 
-    def schedule(self, requests: Iterable[Request]) -> None:
+    def schedule(self, requests: Iterable[Request | None]) -> None:
         """Fetch these ahead, in this order, each before its first ``open``; replaces the former.
+
+        None among them: go on at the next ``open``.
 
         What was fetched ahead for the former schedule and is not in the reach of the new one is
         let go when the new one needs its place.

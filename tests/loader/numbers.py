@@ -63,11 +63,12 @@ class NumberSource:
         return Place(f"{self.url}/{group}", f"{int(starts[group]) + row:06d}")
 
     def ahead(
-        self, places: Iterator[Places], later: Later | None = None
+        self, passes: Iterator[Iterator[Places]], later: Later | None = None
     ) -> AbstractContextManager[None]:
         @contextlib.contextmanager
         def near() -> Iterator[None]:
-            pieces = itertools.islice(places, 100)  # a bounded way ahead
+            pieces = itertools.chain.from_iterable(passes)
+            pieces = itertools.islice(pieces, 100)  # a bounded way ahead
             self.num_ahead.append(sum(len(groups) for groups, _ in pieces))
             yield
             self.num_ahead.pop()

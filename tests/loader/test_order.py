@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import multiprocessing
-import time
 from collections import Counter
 from typing import Any
 
@@ -175,6 +173,7 @@ class TestArguments:
         ("options", "message"),
         [
             ({"batch_size": 0}, "batch_size=0 must be at least 1"),
+            ({"batch_size": None}, "iterate over the data set itself"),
             ({"batch_size": 4.5}, "batch_size=4.5 must be an integer"),
             ({"global_batch_size": "8"}, "global_batch_size='8' must be an integer"),
             ({"num_workers": "2"}, "num_workers='2' must be an integer"),
@@ -265,30 +264,3 @@ class TestHabits:
             **defaults,
         )
         assert len(list(loader)) == 2
-
-
-@pytest.mark.parametrize("is_mixture", [False, True])
-def test_the_pipeline_stays_full_across_the_end_of_an_epoch(is_mixture: bool) -> None:
-    """With the last batch taken, the next epoch's first ones are made, and its bytes fetched."""
-    made: list[int] = []
-
-    def slow(sample: dict[str, Any]) -> dict[str, Any]:
-        time.sleep(0.002)  # as a store that is far
-        made.append(sample["number"])
-        return sample
-
-    dataset = numbers(40, transforms=[slow])
-    source: Any = dataset.stream.source
-    with DataLoader(Mix({"a": dataset}) if is_mixture else dataset, 4, num_workers=2) as loader:
-        running = iter(loader)
-        seen = [numbers_of(next(running)) for _ in range(10)]
-        assert sorted(itertools.chain(*seen)) == list(range(40))
-        until = time.monotonic() + 60
-        while len(made) < 40 + 4 * 4:
-            assert time.monotonic() < until, "nothing is made of the next epoch"
-            time.sleep(0.005)
-        assert source.num_ahead == [40, 40]  # this epoch's, until its end is seen, and the next's
-        assert next(running, None) is None
-        again = [numbers_of(batch) for batch in loader]
-    assert sorted(itertools.chain(*again)) == list(range(40))
-    assert again != seen
