@@ -390,7 +390,7 @@ class MixOrder:
             share, places[number] = self._take(
                 number, places[number], size, index, count * per_draw
             )
-            if is_mine:
+            if is_mine and len(share.positions):  # a short batch may hold nothing for this rank
                 shares.append(share)
             if left == 1:  # a turn counts when it is over: within it the same is drawn
                 places[number] = places[number]._replace(draws=places[number].draws + count)

@@ -16,7 +16,7 @@ from shardkit import DataLoader, Mix, ShardDataset, Stream, StreamingDataset
 from shardkit.errors import ConfigError, StateError
 from shardkit.world import World
 from tests.dataset.photos import Packed
-from tests.loader.numbers import numbers
+from tests.loader.numbers import numbers, numbers_of
 
 WORLD = World()
 
@@ -361,6 +361,21 @@ def test_ranks_agree_where_the_next_epoch_begins_if_the_last_batch_is_not_for_al
                     epoch.update(zip(batch["__stream__"], map(int, batch["number"]), strict=True))
     for epoch in epochs:
         assert len(epoch) == epoch.total() == 87
+
+
+@pytest.mark.parametrize("by", ["batch", "rank"])
+def test_a_rank_for_which_a_short_batch_holds_nothing_goes_on_with_the_next(by: Any) -> None:
+    """Streams of 9 and 5 samples, in batches of two by each of two ranks."""
+    seen = Counter[tuple[str, int]]()
+    for rank in range(2):
+        world = World(rank, 2)
+        streams = [numbers(9, name="a", world=world), numbers(5, name="b", world=world)]
+        mix = Mix(streams, by=by, ends="all", ranks_per_draw=2 if by == "rank" else 1)
+        with DataLoader(mix, 2, num_workers=0, remainder="keep") as loader:
+            for batch in loader:
+                seen.update((batch["__stream__"], number) for number in numbers_of(batch))
+    assert {count for (name, _), count in seen.items() if name == "0"} == {1}
+    assert len(seen) == 14
 
 
 class TestArguments:
