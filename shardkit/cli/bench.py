@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -17,6 +18,7 @@ from shardkit.cli.arguments import (
 )
 from shardkit.cli.echo import echo
 from shardkit.dataset import SampleDataset, ShardDataset
+from shardkit.errors import ConfigError
 from shardkit.loader import DataLoader
 from shardkit.order.quality import WINDOW, Quality, measure_quality
 
@@ -54,6 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Time each stage alone, then the loader; measure the order."""
+    if not 0 < args.seconds < math.inf:
+        raise ConfigError(f"--seconds {args.seconds} must be more than 0, and have an end")
     rates = {"order": _order_rate(_dataset(args, decode=None), args.seconds / 5)}
     rates["read"] = _rate(_dataset(args, decode=None), args.seconds)
     if not args.no_decode:

@@ -19,9 +19,15 @@ __all__ = ["add_arguments", "run"]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("folder", metavar="DIR", nargs="?", default="demo")
-    parser.add_argument("--images", type=int, default=48, metavar="N")
-    parser.add_argument("--workers", type=int, metavar="N")
+    parser.add_argument(
+        "folder", metavar="DIR", nargs="?", default="demo", help="for all files (default: demo)"
+    )
+    parser.add_argument(
+        "--images", type=int, default=48, metavar="N", help="photos to make (default: 48)"
+    )
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="processes that pack (default: cores)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

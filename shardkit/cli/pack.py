@@ -33,8 +33,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_index_arguments(parser)
     add_folder_arguments(parser)
     shards = parser.add_argument_group("shards")
-    shards.add_argument("--shard-size", default=DEFAULT_SHARD_SIZE, metavar="SIZE")
-    shards.add_argument("--samples-per-shard", type=int, metavar="N")
+    shards.add_argument(
+        "--shard-size",
+        default=DEFAULT_SHARD_SIZE,
+        metavar="SIZE",
+        help="such as 512mb or 1gib (default: %(default)s)",
+    )
+    shards.add_argument(
+        "--samples-per-shard", type=int, metavar="N", help="in place of a size in bytes"
+    )
     shards.add_argument(
         "--shuffle",
         nargs="?",
@@ -43,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("none", "global"),
         help="pack in a random order of all samples",
     )
-    shards.add_argument("--seed", type=int, default=0)
+    shards.add_argument("--seed", type=int, default=0, help="of the order (default: 0)")
     shards.add_argument(
         "--metadata-member",
         default="auto",
@@ -51,7 +58,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="ext of the metadata inside the tars: auto (json), none, or any other",
     )
     running = parser.add_argument_group("running")
-    running.add_argument("--on-error", choices=("raise", "skip"), default="raise")
+    running.add_argument(
+        "--on-error",
+        choices=("raise", "skip"),
+        default="raise",
+        help="end at a row that can't be packed (the default), or leave it out and list it",
+    )
     running.add_argument("--dry-run", action="store_true", help="stop after the findings")
     running.add_argument("--quiet", action="store_true", help="no progress bar")
     running.add_argument(
@@ -97,12 +109,15 @@ def run(args: argparse.Namespace) -> int:
 
 def _closing(summary: PackSummary) -> str:
     seconds = max(summary.seconds, 1e-9)
-    speed = show_size(summary.num_bytes / seconds)
-    rates = f"{summary.num_samples / seconds:,.0f} samples/s, {speed}/s"
+    rates = ""  # of what was done now, which is not known of a run that went on
+    if not summary.num_resumed:
+        speed = show_size(summary.num_bytes / seconds)
+        rates = f" ({summary.num_samples / seconds:,.0f} samples/s, {speed}/s)"
     what = f"{counted(summary.num_samples, 'sample')} in {counted(summary.num_shards, 'shard')}"
-    lines = [f"{what}, {show_size(summary.num_bytes)}, in {summary.seconds:,.1f} s ({rates})"]
+    lines = [f"{what}, {show_size(summary.num_bytes)}, in {summary.seconds:,.1f} s{rates}"]
     if summary.num_resumed:
-        lines.append(f"{summary.num_resumed:,} shards were there from an earlier run")
+        were = "was" if summary.num_resumed == 1 else "were"
+        lines.append(f"{counted(summary.num_resumed, 'shard')} {were} there from an earlier run")
     if summary.num_missing:
         lines.append(
             f"{summary.num_missing:,} shards of other parts are missing: the last part to end "

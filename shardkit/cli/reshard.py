@@ -35,9 +35,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("none", "global"),
         help="every sample anywhere (the default), or the order of the source",
     )
-    shards.add_argument("--seed", type=int, default=0)
-    shards.add_argument("--shard-size", default=DEFAULT_SHARD_SIZE, metavar="SIZE")
-    shards.add_argument("--samples-per-shard", type=int, metavar="N")
+    shards.add_argument(
+        "--seed", type=int, default=0, help="of the order, of parts and of samples (default: 0)"
+    )
+    shards.add_argument(
+        "--shard-size",
+        default=DEFAULT_SHARD_SIZE,
+        metavar="SIZE",
+        help="such as 512mb or 1gib (default: %(default)s)",
+    )
+    shards.add_argument(
+        "--samples-per-shard", type=int, metavar="N", help="in place of a size in bytes"
+    )
     shards.add_argument(
         "--metadata-member",
         default="auto",

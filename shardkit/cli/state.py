@@ -76,7 +76,8 @@ def _load(path: str) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except Exception as error:
         raise StateError(
-            f"{path} is neither JSON nor a file of torch.save that can be read safely: {error}"
+            f"{path} is neither JSON nor a file of torch.save that can be read safely: "
+            f"{str(error).splitlines()[0]}"
         ) from error
 
 

@@ -33,7 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_folder_arguments(parser)
     running = parser.add_argument_group("running")
     running.add_argument("--workers", type=int, default=32, metavar="N", help="downloads at once")
-    running.add_argument("--on-error", choices=("raise", "skip"), default="raise")
+    running.add_argument(
+        "--on-error",
+        choices=("raise", "skip"),
+        default="raise",
+        help="end at a file that can't be had (the default), or go on and list it",
+    )
     running.add_argument("--quiet", action="store_true", help="no progress bar")
     add_storage_arguments(parser)
 

@@ -26,6 +26,7 @@ from shardkit.index.file_columns import (
 )
 from shardkit.index.groups import Groups
 from shardkit.index.key_column import find_key
+from shardkit.index.names import known_ext
 from shardkit.index.roles import roles_of
 from shardkit.storage.protocol import Store
 
@@ -127,6 +128,11 @@ def find(groups: Groups, choices: Choices, store: Store) -> Findings:
         c for f in files for c in (f.size, f.offset, f.xxh3) if c
     }
     chosen = choices.key or (KEY if ranges else None)  # keys of a tar may repeat: they are its own
+    notes += [
+        f"the column {column.name!r} is called like a file: is the header line missing?"
+        for column in files
+        if "/" in column.name and known_ext(column.name)
+    ]
     key = find_key(chosen, head, taken, schema, notes)
     if choices.metadata is not None:
         metadata = list(_parse_columns(choices.metadata, "metadata", schema))

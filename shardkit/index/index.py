@@ -158,7 +158,8 @@ class Index:
         filtered = ""
         if self.selection is not None:
             filtered = f" of {int(self._raw_counts.sum()):,}"
-        return f"{self.num_rows:,}{filtered} rows in {self.source}\n{self._described()}"
+        rows = "row" if not filtered and self.num_rows == 1 else "rows"
+        return f"{self.num_rows:,}{filtered} {rows} in {self.source}\n{self._described()}"
 
     def _described(self) -> str:
         return replace(self.findings, metadata=self.metadata_columns).describe()

@@ -119,13 +119,13 @@ def _one(store: Store, name: str) -> Source:
 def _is_folder(store: Store, name: str, *, sure: bool) -> bool:
     if is_local(name):
         return os.path.isdir(local_path(name))
-    if scheme_of(name) in ("http", "https"):  # which list no folders: only a packed one is seen
-        return sure or _is_packed(store, name.rstrip("/") + "/")
     if sure:
         return True
     base = base_name(name)
     if index_ext(base) or is_tar(base) or base.lower().endswith(tuple(f".{e}" for e in _LIST_EXTS)):
         return False
+    if scheme_of(name) in ("http", "https"):  # which list no folders: only a packed one is seen
+        return _is_packed(store, name.rstrip("/") + "/")
     return next(iter(store.list(name.rstrip("/") + "/")), None) is not None
 
 

@@ -219,7 +219,7 @@ def _begun(
 def _taken_up(saved: bytes, index: Index, output: Output, options: PackOptions) -> Plan:
     """The saved plan, to go on with; from now on rows are skipped, where only that has changed."""
     plan = Plan.decode(saved, output.at(PLAN_NAME))
-    _check_same(plan, index, options, f"{output.url} holds an unfinished pack")
+    _check_same(plan, index, options, f"{output.url} holds an unfinished pack", "delete it, or ")
     if plan.options != options:
         plan = plan.with_errors(options.on_error)
         output.write(PLAN_NAME, plan.encode())
@@ -227,12 +227,14 @@ def _taken_up(saved: bytes, index: Index, output: Output, options: PackOptions) 
     return plan
 
 
-def _check_same(plan: Plan, index: Index, options: PackOptions, what: str) -> None:
+def _check_same(
+    plan: Plan, index: Index, options: PackOptions, what: str, remedy: str = ""
+) -> None:
     """Refuse another pack; not one that skips what has ended this one: its shards are the same."""
     if plan.index != index.fingerprint:
         raise ConfigError(
             f"{what} of another index (or this one, its columns or its filter have changed since); "
-            "delete it, or name a new folder"
+            f"{remedy}name a new folder"
         )
     before, now = asdict(plan.options), asdict(options)
     if (before["on_error"], now["on_error"]) == ("raise", "skip"):
@@ -241,7 +243,7 @@ def _check_same(plan: Plan, index: Index, options: PackOptions, what: str) -> No
         if value != before[name]:
             raise ConfigError(
                 f"{what} with other options ({name} was {before[name]!r} and is {value!r} now); "
-                "give the same ones, delete it, or name a new folder"
+                f"give the same ones, {remedy or 'or '}name a new folder"
             )
 
 

@@ -139,6 +139,8 @@ def test_a_folder_is_packed_with_its_folders_as_classes(run: Run, tmp_path: Path
             r"no member 'wav'; it has \['bin', 'json', 'txt'\]",
         ),
         (["cat", "{src}", "sample_00001"], r"no manifest.json"),
+        (["bench", "{out}", "--seconds", "nan"], r"--seconds nan must be more than 0"),
+        (["bench", "{out}", "--seconds", "0"], r"--seconds 0.0 must be more than 0"),
         (["verify", "{src}"], r"no manifest.json: it is no packed dataset"),
     ],
     ids=lambda value: " ".join(value[:1] + value[3:5]) if isinstance(value, list) else None,

@@ -249,3 +249,14 @@ def test_take_and_read_agree_and_refuse_rows_that_are_not_there() -> None:
         index.read(0, 10, 101)
     with pytest.raises(ConfigError, match="it has 100"):
         index.take(0, np.array([100]))
+
+
+def test_a_file_without_a_header_line_is_pointed_at(tmp_path: Path) -> None:
+    (tmp_path / "i.csv").write_text("0000,img/0000.jpg\n0001,img/0001.jpg\n")
+    (note,) = open_index(tmp_path / "i.csv", scratch=str(tmp_path / "s")).findings.notes
+    assert note == "the column 'img/0000.jpg' is called like a file: is the header line missing?"
+
+
+def test_one_row_is_one_row() -> None:
+    assert opened({"id": ["a"], "url": ["s3://b/1.jpg"]}).describe().startswith("1 row in ")
+    assert opened({"id": ["a", "b"], "url": URLS}).describe().startswith("2 rows in ")
