@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import secrets
@@ -12,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from shardkit.errors import CacheError
+from shardkit.errors import CacheError, ShardkitError
 
 __all__ = ["Carried", "Scratch"]
 
@@ -86,12 +87,27 @@ class Scratch:
         """Yield a folder that goes at the end; what a killed process left is removed before."""
         self._prepare()
         self._sweep()
-        folder, lock = self._locked_folder()
+        with self._naming_a_full_disk():
+            folder, lock = self._locked_folder()
+            try:
+                yield folder
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+                os.close(lock)
+
+    @contextlib.contextmanager
+    def _naming_a_full_disk(self) -> Iterator[None]:
         try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-            os.close(lock)
+            yield
+        except ShardkitError:
+            raise
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise CacheError(
+                f"the disk of {self.folder} is full, where what is made of an index is kept: make "
+                "room, or name another folder (scratch=, --scratch, TMPDIR)"
+            ) from error
 
     def _locked_folder(self) -> tuple[str, int]:
         """Make a folder and hold its lock; again, if a sweep took it before the lock was ours."""
@@ -138,5 +154,5 @@ class Scratch:
                 )
         except FileExistsError as error:
             raise CacheError(f"scratch={self.folder!r} is a file, not a folder") from error
-        except PermissionError as error:
+        except OSError as error:
             raise CacheError(f"scratch={self.folder!r} can't be made: {error}") from error
