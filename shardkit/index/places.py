@@ -34,7 +34,7 @@ class ShardPlaces:
 
         Raises:
             NotFoundError: there is no manifest: not a packed dataset, or its pack has not ended.
-            CorruptError: manifest and shard table don't belong together.
+            CorruptError: the shard table is missing, or not the manifest's.
         """
         url = given_url(url).rstrip("/").removesuffix(f"/{MANIFEST_NAME}")
         manifest_url = f"{url}/{MANIFEST_NAME}"
@@ -46,7 +46,14 @@ class ShardPlaces:
                 "ended; run the same `shardkit pack` again to end it"
             ) from error
         shards_url = f"{url}/{SHARDS_NAME}"
-        return cls(url, manifest, manifest.check_shards(store.get(shards_url), shards_url), store)
+        try:
+            shards = store.get(shards_url)
+        except NotFoundError as error:
+            raise CorruptError(
+                f"{shards_url} is missing, without which the dataset can't be read: copy it again, "
+                "or pack anew into a new folder"
+            ) from error
+        return cls(url, manifest, manifest.check_shards(shards, shards_url), store)
 
     @property
     def tars(self) -> str:

@@ -126,10 +126,10 @@ def _members_in_order(layout: ShardLayout) -> tuple[npt.NDArray[Any], ...]:
 
 
 def check_lone_tar(tar: memoryview, name: str) -> tuple[int, list[Problem]]:
-    """Members seen and what is wrong with a tar that has nothing but its headers' checksums."""
+    """Samples seen and what is wrong with a tar that has nothing but its headers' checksums."""
     problems: list[Problem] = []
-    num_members = num_unmarked = 0
-    end = 0
+    num_samples = num_members = num_unmarked = 0
+    end, last_key = 0, None
     try:
         for member in walk_members(tar):
             num_members += 1
@@ -137,6 +137,8 @@ def check_lone_tar(tar: memoryview, name: str) -> tuple[int, list[Problem]]:
             if member.checksum is None:
                 num_unmarked += 1
             key, ext = split_name(member.name)
+            num_samples += key != last_key
+            last_key = key
             stop = member.start + member.size
             if member.checksum not in (None, checksum(tar[member.start : stop])):
                 problems.append(Problem(name, key, f"the data of {ext!r} fails its checksum"))
@@ -154,7 +156,7 @@ def check_lone_tar(tar: memoryview, name: str) -> tuple[int, list[Problem]]:
             "them, and without sidecar and manifest nothing can be proved"
         )
         problems.append(Problem(name, None, text))
-    return num_members, problems
+    return num_samples, problems
 
 
 def _check_samples(

@@ -247,12 +247,12 @@ class _VerifyTar:
         url = self.urls[item]
         try:
             with _mapped(url, self.store) as tar:
-                num_members, problems = check_lone_tar(tar, url)
+                num_samples, problems = check_lone_tar(tar, url)
                 size = len(tar)
         except NotFoundError as error:
-            num_members, size, problems = 0, 0, [Problem(url, None, str(error))]
-        report(num_members, size)
-        return _ShardResult(item, num_members, size, tuple(problems))
+            num_samples, size, problems = 0, 0, [Problem(url, None, str(error))]
+        report(num_samples, size)
+        return _ShardResult(item, num_samples, size, tuple(problems))
 
 
 def shard_record(dataset: PackedDataset, shard: int) -> ShardRecord:

@@ -242,6 +242,16 @@ def test_a_broken_manifest_or_table_is_an_error(out: Path, name: str) -> None:
         check(out)
 
 
+def test_a_lost_shard_table_is_an_error_that_says_what_to_do(out: Path) -> None:
+    (out / "shards.parquet").unlink()
+    with pytest.raises(CorruptError, match=r"shards\.parquet is missing.*copy it again, or pack"):
+        check(out)
+
+
+def test_samples_of_lone_tars_are_counted_not_members(out: Path) -> None:
+    assert check(out / "shard-000001.tar").num_samples == 6
+
+
 def test_a_folder_without_a_manifest_is_told_apart(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="no packed dataset, or packing it has not ended"):
         check(tmp_path)
