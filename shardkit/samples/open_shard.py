@@ -63,7 +63,8 @@ class OpenShard:
     valid while it is referenced, even if the file is unlinked.
 
     Args:
-        file: the tar, open; it is closed when nobody references the shard any more.
+        file: the tar, open; a local one is closed when it is mapped, a cache's entry, which is
+            pinned by being open, when nobody references the shard any more.
         url: as messages and ``__url__`` name it.
         layout: places of its N samples.
         num_bytes: size that the tar must have; -1 where that is not known.
@@ -86,15 +87,16 @@ class OpenShard:
     ) -> None:
         self.url = url
         self.layout = layout
-        self._fd = file.fileno()
-        weakref.finalize(self, file.close)
-        size = os.fstat(self._fd).st_size
+        close = weakref.finalize(self, file.close)
+        size = os.fstat(file.fileno()).st_size
         if num_bytes not in (size, -1):
             raise CorruptError(
                 f"{url} has {size:,} bytes instead of {num_bytes:,}: it was cut or is another "
                 "file; copy it again, or run `shardkit verify` with --repair"
             )
-        self.buffer: Any = mmap.mmap(self._fd, size, access=mmap.ACCESS_READ)
+        self.buffer: Any = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+        if isinstance(file, LocalFile):
+            close()
         self._forget = verify == "once"
         self._on_verified = on_verified
         self._unproved: dict[str, npt.NDArray[np.bool_]] = {}

@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import resource
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -39,7 +41,10 @@ _ROWS_AT_ONCE = 4_096
 """Rows of a block: enough that the work per block vanishes, few enough to start at once."""
 _MAX_OPEN = 256
 """Shards kept open: a buffer of 10,000 samples spans ten shards of the usual size; the kernel
-allows 65,530 maps a process and often 1,024 open files."""
+allows 65,530 maps a process."""
+_OPEN_FILES = 0.5
+"""Share of the files that a process may have open, often 1,024, which the shards of all its data
+sets may be; the rest is for everybody else."""
 _MAX_AT_ONCE = 64
 """Shards opened before the first sample of a block is given: ~2 ms each. Only "global" over very
 many shards has as many in a block, one a sample."""
@@ -53,6 +58,10 @@ near would be walked to its end, and passes that have none would be walked for e
 _SPARSE = 0.25
 """Share of a shard's samples below which it is not fetched whole: a ranged read of 100 KB costs
 about four times its bytes in a whole shard (benchmarks/storage_clients.py)."""
+
+
+_reading: dict[int, weakref.ref[ShardSource]] = {}
+"""The sources of this process that have opened a shard, by id: they share ``_OPEN_FILES``."""
 
 
 class ShardSource:
@@ -221,7 +230,7 @@ class ShardSource:
         shards: dict[int, ReadableShard] = {}
         numbers, firsts = np.unique(groups, return_index=True)
         in_order = np.argsort(firsts)
-        num_bytes = 0
+        num_bytes, most = 0, min(_MAX_AT_ONCE, self._most_open())
         for shard, first in zip(numbers[in_order].tolist(), firsts[in_order].tolist(), strict=True):
             if ranges is not None and self._sparse[shard]:
                 try:
@@ -231,7 +240,7 @@ class ShardSource:
                 continue
             num_bytes += self._pinned_bytes(shard)
             if shards and (
-                num_bytes > self._room() or len(shards) >= _MAX_AT_ONCE or self._is_coming(shard)
+                num_bytes > self._room() or len(shards) >= most or self._is_coming(shard)
             ):
                 return shards, first, None
             try:
@@ -247,6 +256,11 @@ class ShardSource:
             return Place(url, str(self._layout(group).keys[row]))
         except ShardkitError:  # the shard itself is the trouble
             return Place(url, f"sample {row} of the shard")
+
+    def leave_room(self) -> None:
+        """Close shards beyond our share of the files that may be open."""
+        with self._lock:
+            self._close_some()
 
     @contextlib.contextmanager
     def ahead(
@@ -346,6 +360,8 @@ class ShardSource:
                 kept = self._open.get(shard)
             if kept is not None:
                 return kept
+            if id(self) not in _reading:
+                self._begin_reading()
             opened = self._opened(shard)
             with self._lock:
                 self._opening.pop(shard, None)
@@ -387,16 +403,33 @@ class ShardSource:
             file, url, layout, size, on_verified=lambda: self.cache.note_verified(path)
         )
 
+    def _begin_reading(self) -> None:
+        """Have the other sources leave room for ours."""
+        _reading[id(self)] = weakref.ref(self, functools.partial(_forget, id(self)))
+        for reference in list(_reading.values()):
+            other = reference()
+            if other is not None:
+                other.leave_room()
+
     def _close_some(self) -> None:
         """Forget the longest unused shards; they close when their last reader is done."""
+        most = self._most_open()
         num_rows = sum(len(shard.layout) for shard in self._open.values())
         num_bytes = sum(self._pinned.values())
         while len(self._open) > 1 and (
-            len(self._open) > _MAX_OPEN or num_rows > _MAX_ROWS or num_bytes > self._room()
+            len(self._open) > most or num_rows > _MAX_ROWS or num_bytes > self._room()
         ):
             number, closed = self._open.popitem(last=False)
             num_rows -= len(closed.layout)
             num_bytes -= self._pinned.pop(number)
+
+    def _most_open(self) -> int:
+        """How many shards we may keep open of those that all sources here may; one in any case."""
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if limit == resource.RLIM_INFINITY:
+            return _MAX_OPEN
+        files_each = 1 + self._is_far(0)  # a map keeps one; so does what pins an entry of the cache
+        return min(_MAX_OPEN, int(_OPEN_FILES * limit) // (files_each * max(1, len(_reading))))
 
     def _pinned_bytes(self, shard: int) -> int:
         """Bytes of the cache that an open shard holds."""
@@ -410,6 +443,11 @@ class ShardSource:
     def _room(self) -> float:
         """Bytes of the cache that open shards may hold; the rest is for what is needed later."""
         return float("inf") if self.cache.limit is None else self.cache.limit / 4
+
+
+def _forget(number: int, reference: object) -> None:
+    del reference
+    _reading.pop(number, None)
 
 
 def _places_in(order: npt.NDArray[np.int64], num_groups: int) -> npt.NDArray[np.int64]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import pickle
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -171,6 +173,27 @@ class TestPlainTars:
             ShardDataset(str(tmp_path / "nowhere"))
 
 
+MANY = """
+import resource, sys
+from shardkit import ShardDataset
+
+_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+options = {"decode": None, "verify": "never"}
+datasets = [ShardDataset(sys.argv[1], **options) for _ in range(12)]
+iterators = [iter(dataset) for dataset in datasets]
+print(sum(1 for samples in zip(*iterators) for _ in samples))
+"""
+
+
+def test_many_data_sets_together_keep_no_more_files_open_than_a_process_may(packed: Packed) -> None:
+    """Twelve of fifteen shards each, as a mixture or validation sets beside training read them."""
+    done = subprocess.run(
+        [sys.executable, "-c", MANY, packed.url], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == f"{12 * NUM_SAMPLES}\n", done.stderr
+
+
 class TestOrder:
     @pytest.mark.parametrize("shuffle", MODES)
     def test_each_epoch_has_every_sample_once(self, packed: Packed, shuffle: Any) -> None:
@@ -248,7 +271,7 @@ class TestState:
         for rank in range(2):
             dataset = ShardDataset(packed.url, decode=None, world=World(rank, 2))
             running = iter(dataset)
-            seen += [next(running)["__key__"] for _ in range(20)]
+            seen += [next(running)["__key__"] for _ in range(12)]
             assert not state or state == dataset.state_dict()
             state = dataset.state_dict()
         for rank in range(3):
