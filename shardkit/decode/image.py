@@ -127,7 +127,7 @@ def _decode_as(data: Data, *, layout: str, output: str, options: _Options) -> An
         data, mode=options.mode, min_size=options.min_size, max_pixels=options.max_pixels
     )
     if layout == "CHW" and pixels.ndim == 3:
-        pixels = _kept(pixels.transpose(2, 0, 1))
+        pixels = memory.copy(pixels.transpose(2, 0, 1))
     if output == "torch":
         return need("torch", "images as tensors").from_numpy(pixels)
     return pixels
@@ -243,16 +243,10 @@ def _check_pixels(height: int, width: int, max_pixels: int) -> None:
         )
 
 
-def _kept(pixels: Pixels) -> Pixels:
-    copy = memory.empty(pixels.shape, pixels.dtype)
-    copy[...] = pixels
-    return copy
-
-
 def _into(pixels: Pixels, out: Pixels | None, *, flat: bool = False) -> Pixels:
     """Copy pixels to ``out``, or to kept memory; ``flat`` drops a single channel's axis."""
     if out is None:
-        copy = _kept(pixels)
+        copy = memory.copy(pixels)
         return copy[..., 0] if flat and copy.shape[-1] == 1 else copy
     if out.dtype != pixels.dtype or _flat(out).size < pixels.size:
         raise _wrong_buffer(out, *pixels.shape)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["BlockPool", "empty"]
+__all__ = ["BlockPool", "copy", "empty"]
 
 _SMALLEST = 64 * 1024  # below it the allocator keeps memory by itself
 _NUM_FIRST = 4
@@ -109,6 +109,13 @@ def _idle(blocks: list[npt.NDArray[np.uint8]], hint: int = 0) -> int | None:
 
 def _references(blocks: list[npt.NDArray[np.uint8]], place: int) -> int:
     return sys.getrefcount(blocks[place])
+
+
+def copy(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return a C-contiguous copy."""
+    copied = empty(array.shape, array.dtype)
+    copied[...] = array
+    return copied
 
 
 _IDLE_REFERENCES = _references([np.empty(1, np.uint8)], 0)  # differs between versions of Python

@@ -207,7 +207,7 @@ class ToTensor(OnFields):
     def __call__(self, sample: Sample) -> Sample:
         """Convert each field."""
         for pixels, into in self.each(sample):
-            planes = np.moveaxis(pixels, -1, -3)
+            planes = pixels.swapaxes(-1, -2).swapaxes(-2, -3)
             if self.normalize is not None:
                 planes = self._scaled(planes)
             sample[into] = as_output(np.ascontiguousarray(planes), self.output)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from shardkit.decode import memory
 from shardkit.decode.extras import has_module, need
 from shardkit.errors import ConfigError
 
@@ -69,7 +70,7 @@ def resize(
         mode: ``"bilinear"``, ``"bicubic"`` or ``"nearest"``.
 
     Returns:
-        uint8 ``[height, width, c]`` or ``[t, height, width, c]``; possibly a view of planes.
+        uint8 ``[height, width, c]`` or ``[t, height, width, c]``.
     """
     if mode not in _MODES:
         raise ConfigError(f"mode={mode!r}: give one of {', '.join(_MODES)}")
@@ -97,10 +98,14 @@ def _nearest(pixels: Pixels, size: tuple[int, int]) -> Pixels:
 
 
 def _by_torch(frames: Pixels, size: tuple[int, int], mode: str) -> Pixels:
+    """What ``torch.nn.functional.interpolate`` does, from the crop where it lies to kept memory."""
     torch = need("torch", "resizing")
-    tensor = torch.from_numpy(np.asarray(frames)).permute(0, 3, 1, 2)
-    resized = torch.nn.functional.interpolate(tensor, size, mode=mode, antialias=True)
-    out: Pixels = resized.permute(0, 2, 3, 1).numpy()
+    resample = getattr(torch.ops.aten, f"_upsample_{mode}2d_aa").out
+    if min(frames.strides) < 0:  # mirrored: torch knows no such views
+        frames = memory.copy(frames)
+    out = memory.empty((len(frames), *size, frames.shape[-1]))
+    planes, resized = (torch.from_numpy(pixels.transpose(0, 3, 1, 2)) for pixels in (frames, out))
+    resample(planes, size, False, None, None, out=resized)
     return out
 
 

@@ -70,6 +70,14 @@ def test_torch_and_pillow_resize_alike(mode: str, size: tuple[int, int], monkeyp
     assert resize(pixels[..., :1], size).shape == (*size, 1)
 
 
+@pytest.mark.parametrize("with_torch", [True, False])
+def test_what_was_mirrored_first_is_resized_like_its_copy(with_torch: bool, monkeypatch) -> None:
+    monkeypatch.setattr("shardkit.transforms.resize.has_module", lambda name: with_torch)
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
+    mirrored = pixels[:, ::-1]
+    assert np.array_equal(resize(mirrored, (30, 40)), resize(mirrored.copy(), (30, 40)))
+
+
 def test_aspects() -> None:
     image = media.smooth(60, 120)
     cropped = run([Resize("i", (30, 30))], {"i": image})["i"]
