@@ -160,7 +160,8 @@ class BatchMaker:
         stream = self.feeds[part.stream].stream
         began, computed, samples = time.perf_counter(), time.thread_time(), []
         for sample in stream.raw(part.ids):
-            _check(is_cancelled)
+            if is_cancelled():
+                raise Cancelled
             samples.append(sample)
         spent = time.perf_counter() - began
         times.fetch += spent
@@ -197,7 +198,8 @@ class BatchMaker:
             times=times,
             before=seed_global_generators if self.seeds_globals else None,
         ):
-            _check(is_cancelled)
+            if is_cancelled():
+                raise Cancelled
             if isinstance(outcome, Failed) and feed.on_error == "raise":
                 raise with_place(outcome)
             outcomes.append(outcome)
@@ -265,8 +267,3 @@ def seed_global_generators(seed: int) -> None:
 
 def _is_good(outcome: Outcome) -> bool:
     return not isinstance(outcome, Failed) and bool(outcome)
-
-
-def _check(is_cancelled: Callable[[], bool]) -> None:
-    if is_cancelled():
-        raise Cancelled
