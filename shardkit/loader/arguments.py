@@ -10,8 +10,9 @@ from multiprocessing.context import BaseContext
 from typing import Any
 
 from shardkit.errors import ConfigError
+from shardkit.world import World
 
-__all__ = ["global_size", "num_cores", "refuse", "start_method", "whole"]
+__all__ = ["global_size", "own_cores", "refuse", "start_method", "whole"]
 
 # What torch's loader takes and this one does not: torch's default, and what to use instead.
 _OF_TORCH: Mapping[str, tuple[Any, str]] = {
@@ -95,6 +96,7 @@ def start_method(context: str | BaseContext | None) -> str:
     return name
 
 
-def num_cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0))
+def own_cores(world: World) -> int:
+    """Return the cores that this process may use, at most its share of the node's as a rank."""
+    share = (os.cpu_count() or 1) * world.num_nodes // world.world_size
+    return min(len(os.sched_getaffinity(0)), max(1, share))

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 from shardkit.dataset import SampleDataset
 from shardkit.errors import ConfigError, ShardkitError
-from shardkit.loader.arguments import global_size, num_cores, refuse, start_method, whole
+from shardkit.loader.arguments import global_size, own_cores, refuse, start_method, whole
 from shardkit.loader.collate import collate
 from shardkit.loader.mix import Mix
 from shardkit.loader.pinned import pinner
@@ -40,7 +40,8 @@ class DataLoader:
         global_batch_size: samples per batch of all ranks together, instead of ``batch_size``: keep
             it, and the sets of the global batches stay the same on any number of ranks.
         num_workers: who makes batches, besides the training loop: so many threads or processes; 0
-            makes each batch when it is asked for. Default: the cores this process may use.
+            makes each batch when it is asked for. Default: the cores this process may use, at
+            most its share of the node's where other ranks have the same.
         workers: "threads" (no copy to the training loop; reading and decoding release the
             interpreter) or "processes" (for transforms that are slow in pure Python).
         collate_fn: from a list of samples to a batch; default ``shardkit.loader.collate``.
@@ -97,7 +98,7 @@ class DataLoader:
         self.global_batch_size = global_size(
             batch_size, global_batch_size, dataset.world.world_size
         )
-        self.num_workers = whole("num_workers", num_workers, num_cores(), least=0)
+        self.num_workers = whole("num_workers", num_workers, own_cores(dataset.world), least=0)
         self.workers: WorkerKind = workers
         self.collate_fn: Collate = collate if collate_fn is None else collate_fn
         self.remainder: Remainder = remainder

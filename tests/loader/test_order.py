@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 from collections import Counter
 from typing import Any
 
@@ -218,7 +219,9 @@ class TestArguments:
     def test_the_default_is_a_batch_of_one_by_as_many_threads_as_cores(self) -> None:
         loader = DataLoader(numbers())
         assert (loader.batch_size, loader.workers) == (1, "threads")
-        assert loader.num_workers >= 1
+        assert loader.num_workers == len(os.sched_getaffinity(0))
+        shared = numbers(world=World(5, 4_000, 1, 2))
+        assert DataLoader(shared).num_workers == 1  # 2,000 ranks on each of two nodes
 
 
 def test_the_look_ahead_is_told_the_whole_epoch_and_closed_with_the_loader() -> None:
