@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from xxhash import xxh3_128, xxh3_128_hexdigest
 
 from shardkit.errors import ConfigError, CorruptError
-from shardkit.format.arrays import flags, numbers
+from shardkit.format.arrays import flags, from_numbers, from_texts, numbers
 from shardkit.format.sidecar import Failure, ShardRecord
 from shardkit.format.tar import checksum
 
@@ -155,7 +155,7 @@ class ShardTable:
             return np.array([getattr(record, name) for record in records], dtype=dtype)
 
         return cls(
-            pa.chunked_array([pa.array([record.name for record in records], pa.string())]),
+            pa.chunked_array([from_texts([record.name for record in records])]),
             ints("rows"),
             ints("samples"),
             ints("num_bytes"),
@@ -166,11 +166,11 @@ class ShardTable:
 
     def encode(self) -> bytes:
         """The bytes of ``shards.parquet``."""
-        arrays = [self.names, *(pa.array(column) for column in self._numbers())]
+        arrays = [self.names, *(from_numbers(column) for column in self._numbers())]
         schema = _COLUMNS
         if self.adopted is not None:
-            arrays[4] = pa.array(self.tar_xxh3, mask=~self.adopted.proved)
-            arrays += [pa.array(self.adopted.layout_xxh3), self.adopted.versions]
+            arrays[4] = from_numbers(self.tar_xxh3, self.adopted.proved)
+            arrays += [from_numbers(self.adopted.layout_xxh3), self.adopted.versions]
             schema += _ADOPTED_COLUMNS
         table = pa.Table.from_arrays(arrays, schema=pa.schema(schema))
         sink = pa.BufferOutputStream()
@@ -354,9 +354,9 @@ def encode_failures(failures: Sequence[Failure]) -> bytes:
     """The bytes of ``failed.parquet``: key, url and kind of every skipped row, in index order."""
     table = pa.table(
         {
-            "key": pa.array([f.key for f in failures], pa.string()),
-            "url": pa.array([f.url for f in failures], pa.string()),
-            "kind": pa.array([f.kind for f in failures], pa.string()),
+            "key": from_texts([f.key for f in failures]),
+            "url": from_texts([f.url for f in failures]),
+            "kind": from_texts([f.kind for f in failures]),
         }
     )
     sink = pa.BufferOutputStream()

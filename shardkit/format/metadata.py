@@ -16,6 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from shardkit.format.arrays import texts
+
 __all__ = ["json_rows", "jsonable"]
 
 _MAX_EXACT = 2**53  # beyond it a double, which is what most JSON readers make of a number, is lossy
@@ -70,8 +72,8 @@ def _values(array: pa.Array) -> list[Any]:
     if pa.types.is_dictionary(kind):
         return _values(array.dictionary_decode())
     if _is_plain(kind):
-        if array.null_count == 0 and pa.types.is_string(kind):
-            values: list[Any] = array.to_numpy(zero_copy_only=False).tolist()
+        if pa.types.is_string(kind):
+            values: list[Any] = texts(array).tolist()
             return values
         return array.to_pylist()  # type: ignore[no-any-return]
     if pa.types.is_temporal(kind):
@@ -120,5 +122,5 @@ def _temporal(array: pa.Array) -> list[Any]:
         return [jsonable(value) for value in array.to_pylist()]
     if pa.types.is_timestamp(kind) and kind.tz is not None:
         array = array.cast(pa.timestamp(kind.unit, "UTC"))
-    texts = array.cast(pa.string()).to_pylist()
-    return [None if text is None else text.replace(" ", "T", 1) for text in texts]
+    written = texts(array.cast(pa.string())).tolist()
+    return [None if text is None else text.replace(" ", "T", 1) for text in written]

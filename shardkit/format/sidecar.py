@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shardkit.errors import ConfigError, CorruptError
+from shardkit.format.arrays import from_flags, from_numbers, from_texts
 
 __all__ = [
     "KEY",
@@ -90,14 +91,14 @@ def member_column(placed: Placed, num_samples: int) -> pa.StructArray:
     flat = np.fromiter(itertools.chain.from_iterable(placed), np.uint64, 4 * len(placed))
     rows, *values = flat.reshape(-1, 4).T
     at = rows.astype(np.int64)
-    absent = np.ones(num_samples, dtype=bool)
-    absent[at] = False
+    there = np.zeros(num_samples, dtype=bool)
+    there[at] = True
     children = []
     for numbers, child in zip(values, MEMBER_TYPE, strict=True):
         column = np.zeros(num_samples, dtype=str(child.type))  # Arrow names integers as numpy
         column[at] = numbers
-        children.append(pa.array(column, mask=absent))
-    return pa.StructArray.from_arrays(children, fields=list(MEMBER_TYPE), mask=pa.array(absent))
+        children.append(from_numbers(column, there))
+    return pa.StructArray.from_arrays(children, fields=list(MEMBER_TYPE), mask=from_flags(~there))
 
 
 def encode_offsets(offsets: Sequence[int] | npt.NDArray[np.int64]) -> bytes:
@@ -158,7 +159,7 @@ def encode_sidecar(
     """
     columns = {ext: member_column(members[ext], len(keys)) for ext in sorted(members)}
     footer = {_RECORD: record.to_json(plan)}
-    return sidecar_bytes(pa.array(keys, pa.string()), columns, metadata, footer)
+    return sidecar_bytes(from_texts(keys), columns, metadata, footer)
 
 
 def sidecar_bytes(

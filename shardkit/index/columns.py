@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from shardkit.errors import ConfigError, IndexDataError
+from shardkit.format.arrays import from_numbers, numbers, texts
 from shardkit.format.metadata import jsonable
 from shardkit.format.sniff import sniff_ext
 from shardkit.index.names import last_ext, resolve
@@ -138,12 +139,12 @@ class FileColumn:
         cells = column.combine_chunks()
         if isinstance(cells, pa.ChunkedArray):  # no rows at all
             return []
-        lengths = pc.fill_null(pc.list_value_length(cells), 0).to_numpy(zero_copy_only=False)
+        lengths = numbers(pc.list_value_length(cells))
         flat = pa.chunked_array([cells.flatten()])
         starts = np.cumsum(lengths) - lengths
         found = []
         for k in range(int(lengths.max(initial=0))):
-            places = pa.array(starts + k, mask=lengths <= k)
+            places = from_numbers(starts + k, lengths > k)
             name = f"{self.name}.{k}"
             found.append(self._from_cells(self.element or "url", name, flat.take(places), folder))
         return found
@@ -162,12 +163,8 @@ class FileColumn:
             name=self.name,
             exts=[self.ext or self.name] * len(urls),
             urls=urls,
-            starts=_ints(
-                pc.struct_field(places, "offset") if len(column) else pa.array([], pa.int64())
-            ),
-            sizes=_ints(
-                pc.struct_field(places, "size") if len(column) else pa.array([], pa.int64())
-            ),
+            starts=_ints(pc.struct_field(places, "offset")) if len(column) else [],
+            sizes=_ints(pc.struct_field(places, "size")) if len(column) else [],
             checksums=checksums,
             qualified=self.qualified,
         )
@@ -194,19 +191,18 @@ def kind_of(column: str, dtype: pa.DataType) -> tuple[Kind, Kind | None]:
 
 
 def to_list(column: pa.ChunkedArray | pa.Array) -> list[Any]:
-    """``to_pylist``, by way of numpy where that is several times faster."""
+    """``to_pylist``, by the buffers where that is several times faster."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
-    if is_text_type(column.type) or (
-        pa.types.is_integer(column.type) and column.null_count == 0 and len(column)
-    ):
-        found: list[Any] = (
-            column.to_numpy()
-            if isinstance(column, pa.ChunkedArray)
-            else column.to_numpy(zero_copy_only=False)
-        ).tolist()
-        return found
-    return list(column.to_pylist())
+    found: list[Any]
+    if is_text_type(column.type):
+        plain = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+        found = texts(column if plain else column.cast(pa.large_string())).tolist()
+    elif pa.types.is_integer(column.type) and column.null_count == 0:
+        found = numbers(column).tolist()
+    else:
+        found = column.to_pylist()
+    return found
 
 
 def _is(dtype: pa.DataType, name: str) -> bool:
@@ -214,7 +210,8 @@ def _is(dtype: pa.DataType, name: str) -> bool:
 
 
 def _ints(column: pa.ChunkedArray | pa.Array) -> list[int]:
-    return to_list(pc.fill_null(pc.cast(column, pa.int64()), -1))
+    found: list[int] = numbers(pc.cast(column, pa.int64()), absent=-1).tolist()
+    return found
 
 
 def _inline(kind: Kind, column: pa.ChunkedArray) -> list[bytes | None]:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from shardkit.errors import IndexDataError
+from shardkit.format.arrays import from_numbers, numbers
 from shardkit.index.repeats import repeated
 from shardkit.index.scratch import Scratch
 from shardkit.index.sql import Batches, connect
@@ -24,6 +25,7 @@ KeyBatches = Iterator[tuple[npt.NDArray[np.int64], pa.ChunkedArray]]
 """(row numbers, keys as text), group by group."""
 
 _SCHEMA = pa.schema([("row", pa.int64()), ("key", pa.string())])
+_FEW_BYTES = 64 << 20  # of keys that are compared in memory: some millions, in 0.1 s a million
 _HASHES = 1 << 20  # a batch
 _SUSPECTS = 1_000  # equal hashes that are looked at as text; unequal keys among them are a rarity
 
@@ -33,8 +35,8 @@ def check_unique(
 ) -> None:
     """Raise if a key is missing or repeats.
 
-    Hashes of 64 bits are sorted, in parts on disk where memory does not suffice; keys of equal
-    hash are then looked at as text.
+    Keys that fit in memory are compared there. Of more, hashes of 64 bits are sorted, in parts on
+    disk where memory does not suffice; keys of equal hash are then looked at as text.
 
     Args:
         batches: yields all keys, as often as it is called.
@@ -62,6 +64,8 @@ def find_repeated(
     Raises:
         IndexDataError: a key is missing.
     """
+    if _are_few_and_differ(_checked(batches(), where, column)):
+        return None
     keys = Batches(_SCHEMA, lambda: _checked(batches(), where, column))
     with connect(scratch, keys=keys) as connection, scratch.temporary() as folder:
         suspects = repeated(_hashes(connection, keys), folder, _SUSPECTS)
@@ -74,6 +78,19 @@ def find_repeated(
             "ORDER BY min(row) LIMIT 1"
         ).fetchall()
     return (found[0][0], *found[0][1]) if found else None
+
+
+def _are_few_and_differ(batches: Iterator[pa.RecordBatch]) -> bool:
+    """Whether all keys fit in memory and none repeats: then nothing has to be asked of DuckDB."""
+    chunks: list[pa.Array] = []
+    num_bytes = 0
+    for batch in batches:
+        chunks.append(batch.column("key"))
+        num_bytes += chunks[-1].nbytes
+        if num_bytes > _FEW_BYTES:
+            return False
+    keys = pa.chunked_array(chunks, pa.string())
+    return bool(pc.count_distinct(keys, mode="all").as_py() == len(keys))
 
 
 def _hashes(
@@ -97,12 +114,12 @@ def _checked(
     batches: KeyBatches, where: Callable[[int], str], column: str
 ) -> Iterator[pa.RecordBatch]:
     for rows, keys in batches:
-        empty = pc.fill_null(pc.equal(keys, ""), True)
-        if pc.any(empty).as_py():
-            row = int(rows[pc.index(empty, True).as_py()])
+        lengths = numbers(pc.binary_length(keys))
+        if not lengths.all():
+            row = int(rows[lengths.argmin()])
             raise IndexDataError(
                 f"the key column {column!r} is empty in {where(row)}; fill it, or name another "
                 "column (--key)"
             )
-        table = pa.Table.from_arrays([pa.array(rows), keys], schema=_SCHEMA)
+        table = pa.Table.from_arrays([from_numbers(rows), keys], schema=_SCHEMA)
         yield from table.combine_chunks().to_batches()

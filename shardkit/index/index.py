@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from xxhash import xxh3_128_hexdigest
 
 from shardkit.errors import ConfigError, IndexDataError
+from shardkit.format.arrays import from_numbers
 from shardkit.format.sidecar import KEY
 from shardkit.index.columns import FileColumn, to_list
 from shardkit.index.duplicates import KeyBatches, check_unique
@@ -127,7 +128,7 @@ class Index:
         if self.selection is None:
             return self._rows(table.slice(start, stop - start), group, range(start, stop))
         raw = self.selection.rows(group)[start:stop]
-        return self._rows(table.take(pa.array(raw)), group, raw)
+        return self._rows(table.take(from_numbers(raw)), group, raw)
 
     def take(self, group: int, rows: npt.NDArray[np.int64]) -> Rows:
         """Return these rows of a group, in this order."""
@@ -139,7 +140,7 @@ class Index:
             )
         if self.selection is not None:
             picked = self.selection.rows(group)[picked]
-        return self._rows(self._table(group).take(pa.array(picked)), group, picked)
+        return self._rows(self._table(group).take(from_numbers(picked)), group, picked)
 
     def batches(self, num_rows: int = 8_192) -> Iterator[Rows]:
         """Yield all rows in order, at most ``num_rows`` at a time."""
@@ -195,7 +196,7 @@ class Index:
             rows = np.arange(len(column), dtype=np.int64)
             if self.selection is not None:
                 rows = self.selection.rows(group)
-                column = column.take(pa.array(rows))
+                column = column.take(from_numbers(rows))
             yield rows + starts[group], _as_text(column)
 
     def _where(self, row: int) -> str:

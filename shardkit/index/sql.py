@@ -1,7 +1,12 @@
-"""DuckDB over streams of Arrow batches, in bounded memory."""
+"""DuckDB over streams of Arrow batches, in bounded memory.
+
+The one module that imports it, when it is asked: that takes 0.2 s, and most processes that hold an
+index never ask.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -13,10 +18,14 @@ from shardkit.index.scratch import Scratch
 if TYPE_CHECKING:
     import duckdb
 
-__all__ = ["MEMORY_LIMIT", "Batches", "connect"]
+__all__ = ["MEMORY_LIMIT", "Batches", "QueryError", "connect", "parsed", "version"]
 
 MEMORY_LIMIT = "512MB"
 """Of one query; beyond it DuckDB goes to disk, as far as it can."""
+
+
+class QueryError(Exception):
+    """What DuckDB says of a query that it can't do."""
 
 
 class Batches:
@@ -48,8 +57,11 @@ def connect(scratch: Scratch, **tables: Batches) -> Iterator[duckdb.DuckDBPyConn
     """Yield a connection of its own that sees ``tables``; what does not fit goes to ``scratch``.
 
     One thread and a fixed seed, so that equal queries give equal rows in equal order on every rank.
+
+    Raises:
+        QueryError: the block asked for what DuckDB can't do.
     """
-    import duckdb  # noqa: PLC0415 - heavy, and most processes that hold an index never ask
+    import duckdb  # noqa: PLC0415 - see above
 
     with scratch.temporary() as spill:
         connection = duckdb.connect(
@@ -71,6 +83,24 @@ def connect(scratch: Scratch, **tables: Batches) -> Iterator[duckdb.DuckDBPyConn
             for table in tables.values():
                 if table.error is not None:
                     raise table.error from error
-            raise
+            raise QueryError(str(error)) from error
         finally:
             connection.close()
+
+
+def parsed(query: str) -> dict[str, Any]:
+    """The tree of a query as DuckDB parses it; with a true ``error`` if it doesn't."""
+    import duckdb  # noqa: PLC0415 - see above
+
+    quoted = query.replace("'", "''")
+    with duckdb.connect(":memory:", config={"threads": 1}) as connection:
+        (text,) = connection.execute(f"SELECT json_serialize_sql('{quoted}')").fetchone() or ("",)
+    tree: dict[str, Any] = json.loads(text)
+    return tree
+
+
+def version() -> str:
+    """DuckDB's."""
+    import duckdb  # noqa: PLC0415 - see above
+
+    return duckdb.__version__

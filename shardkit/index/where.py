@@ -6,13 +6,11 @@ evaluated once, streaming, into a bitmap; a SELECT is written out as a new table
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-import duckdb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -23,7 +21,7 @@ from shardkit.index.groups import ArrowFileGroups, Groups
 from shardkit.index.scratch import Scratch
 from shardkit.index.selection import Selection
 from shardkit.index.spool import Tables, Write, keep_tables
-from shardkit.index.sql import Batches, connect
+from shardkit.index.sql import Batches, QueryError, connect, parsed, version
 
 __all__ = ["is_select", "run_select", "select_rows"]
 
@@ -94,9 +92,7 @@ def _name(groups: Groups, asked: str) -> str:
         if os.path.isfile(path):
             status = os.stat(path)
             files.append((path, status.st_size, status.st_mtime_ns))
-    return xxh3_128_hexdigest(
-        repr((_VERSION, duckdb.__version__, groups.identity, asked, files)).encode()
-    )
+    return xxh3_128_hexdigest(repr((_VERSION, version(), groups.identity, asked, files)).encode())
 
 
 def _run(
@@ -114,7 +110,7 @@ def _run(
                 yield pa.Table.from_batches([batch])
     except ShardkitError:
         raise
-    except (duckdb.Error, pa.ArrowException, OSError) as error:
+    except (QueryError, pa.ArrowException, OSError) as error:
         raise ConfigError(
             f"where={asked!r} can't be evaluated: {error} (its columns are {', '.join(names)})"
         ) from error
@@ -153,20 +149,12 @@ def _named_columns(query: str, schema: pa.Schema) -> list[str]:
 
     Only a saving: whatever is not understood means all columns.
     """
-    quoted = query.replace("'", "''")
-    with connect_nothing() as connection:
-        (text,) = connection.execute(f"SELECT json_serialize_sql('{quoted}')").fetchone() or ("",)
-    tree = json.loads(text)
+    tree = parsed(query)
     names: set[str] = set()
     if tree.get("error") or not _collect(tree, names):
         return list(schema.names)
     found = [name for name in schema.names if name.lower() in names]
     return found or list(schema.names[:1])
-
-
-def connect_nothing() -> duckdb.DuckDBPyConnection:
-    """A connection that parses."""
-    return duckdb.connect(":memory:", config={"threads": 1})
 
 
 def _collect(node: Any, names: set[str]) -> bool:

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from shardkit.errors import ConfigError, CorruptError, ShardkitError, StoreError
+from shardkit.format.arrays import from_flags
 from shardkit.format.keys import check_ext, fit_key, tar_name
 from shardkit.format.metadata import json_rows
 from shardkit.format.sidecar import Failure, Placed
@@ -64,7 +65,7 @@ class ShardBody:
                     raise failure.as_error(key) from failure.cause
                 self.failures.append(Failure(key, failure.url, failure.kind))
                 kept[row] = False
-        self._tables.append(rows.metadata if kept.all() else rows.metadata.filter(pa.array(kept)))
+        self._tables.append(rows.metadata if kept.all() else rows.metadata.filter(from_flags(kept)))
 
     def metadata(self) -> pa.Table:
         """The metadata of all samples."""

@@ -351,8 +351,12 @@ def _sampled_sizes(sample: Sequence[Rows], store: Store) -> list[int]:
             total += _tar_bytes(num_bytes)
         return total
 
+    places = [(rows, row) for rows in sample for row in range(len(rows))]
+    share = -(-len(places) // _STAT_THREADS)
+    shares = [places[start : start + share] for start in range(0, len(places), share)]
     with ThreadPoolExecutor(_STAT_THREADS, "shardkit-stat") as pool:
-        results = list(pool.map(size, ((rows, row) for rows in sample for row in range(len(rows)))))
+        found = pool.map(lambda some: [size(place) for place in some], shares)
+        results = [result for some in found for result in some]
     sizes = [result for result in results if isinstance(result, int)]
     if not any(sizes):
         errors = [result for result in results if isinstance(result, StoreError)]
