@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 
+from shardkit.storage.asides import aside_files, remove_asides
 from shardkit.storage.entries import is_sound
 from shardkit.storage.folder import Folder
 from shardkit.storage.leases import journal_of
@@ -37,9 +38,7 @@ def differences(folder: Folder, ledger: Ledger, limit: int | None, *, mend: bool
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(folder.entry(name))
         ledger.remove(wrong)
-        for lease, path in folder.aside_paths():
-            if lease not in leases:
-                os.unlink(path)
+        remove_asides(folder.asides, {lease for lease, _ in aside_files(folder.asides)} - leases)
     return found
 
 
@@ -64,7 +63,7 @@ def _wrong_rows(
 def _wrong_reservations(folder: Folder, ledger: Ledger, leases: set[str]) -> list[str]:
     found = [
         f"temporary {os.path.basename(path)} belongs to nobody"
-        for lease, path in folder.aside_paths()
+        for lease, path in aside_files(folder.asides)
         if lease not in leases
     ]
     for name, num_bytes in ledger.leases().items():

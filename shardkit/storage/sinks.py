@@ -74,8 +74,9 @@ class AsideSink:
         self._fd = -1
         check_fits(limit, self._key, size)
         self._claim(max(size, 0))
-        self.path = space.aside_path()
+        self.path = ""
         try:
+            self.path = space.aside_path()
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             self._fd = os.open(self.path, flags, 0o666)
             if size > STEP:  # find out now, not after the download

@@ -18,6 +18,7 @@ import threading
 import time
 
 from shardkit.errors import CacheError
+from shardkit.storage.asides import Asides, remove_asides
 from shardkit.storage.audit import differences
 from shardkit.storage.entries import remove_unpinned
 from shardkit.storage.folder import Folder
@@ -40,7 +41,10 @@ _BATCH = 200
 
 _FLUSH_S = 1.0
 _USES_S = 5.0
-_PACE_S = 0.1
+_PACE_S, _IDLE_PACE_S = 0.2, 1.0
+"""Seconds between two batches of uses, under a limit and without one: then only a full disk ever
+asks what was used last."""
+
 _MAX_USES = 20_000
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _SETTLED_S = 120.0
@@ -60,7 +64,7 @@ class Space:
         self._lease = Lease(folder.leases)
         self._granted = 0
         self._used = 0
-        self._num_aside = 0
+        self._asides = Asides(folder.asides, self._lease.name)
         self._unrecorded: list[Row] = []
         self._unrecorded_bytes = 0
         self._gone: list[str] = []
@@ -69,6 +73,7 @@ class Space:
         self._flushed_at = time.monotonic()
         idle = _QUANTUM if limit is None else limit // _SHARE
         self._quantum = min(_QUANTUM, idle)
+        self._pace_s = _IDLE_PACE_S if limit is None else _PACE_S
         with self._lock, self._ledger.transaction():
             self._reap()
             self._after_boot()
@@ -102,8 +107,7 @@ class Space:
     def aside_path(self) -> str:
         """Return a new path for a temporary of this process."""
         with self._lock:
-            self._num_aside += 1
-            return self._folder.aside(self._lease.name, self._num_aside)
+            return self._asides.new_path()
 
     def publish(self, aside: str, name: str, key: str, size: int, due: float | None) -> None:
         """Make a complete, stamped temporary of reserved size an entry."""
@@ -127,7 +131,7 @@ class Space:
         """
         self._uses[name] = (time.time(), due)
         waited = time.monotonic() - self._uses_flushed_at
-        due_now = waited > _USES_S or (waited > _PACE_S and len(self._uses) >= _BATCH)
+        due_now = waited > _USES_S or (waited > self._pace_s and len(self._uses) >= _BATCH)
         if due_now and self._lock.acquire(blocking=False):
             try:
                 self._flush_uses()
@@ -184,6 +188,7 @@ class Space:
             with self._ledger.transaction():
                 self._record()
                 self._ledger.drop_lease(self._lease.name)
+            self._asides.remove_empty()
             self._lease.end()
             self._ledger.close()
 
@@ -353,14 +358,14 @@ class Space:
         for name, journal in dead_leases(self._folder.leases):
             logger.info("cleaning up after a process that died (lease %s)", name)
             self._mend_names(journal)
-            self._remove_asides(name)
+            remove_asides(self._folder.asides, {name})
             self._ledger.drop_lease(name)
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(os.path.join(self._folder.leases, name))
         alive = set(os.listdir(self._folder.leases))
         for name in self._ledger.leases():
             if name not in alive:
-                self._remove_asides(name)
+                remove_asides(self._folder.asides, {name})
                 self._ledger.drop_lease(name)
 
     def _mend_names(self, names: list[str]) -> None:
@@ -371,12 +376,6 @@ class Space:
                     os.unlink(self._folder.entry(name))
             elif not on_disk:
                 self._ledger.remove([name])
-
-    def _remove_asides(self, lease: str) -> None:
-        for owner, path in self._folder.aside_paths():
-            if owner == lease:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(path)
 
     def _after_boot(self) -> None:
         """Within a transaction: on a machine that was started anew, trust only what had settled."""

@@ -73,7 +73,7 @@ def die_at(original):
         return original(*args, **kwargs)
     return instead
 
-for name in ("open", "rename", "unlink", "utime", "pwrite", "write", "close"):
+for name in ("open", "rename", "unlink", "utime", "pwrite", "write", "close", "mkdir", "rmdir"):
     setattr(os, name, die_at(getattr(os, name)))
 cache = module.Cache(sys.argv[1], 10_000)
 for i in range(30):
