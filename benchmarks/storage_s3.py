@@ -148,6 +148,8 @@ def our_shards(s3: S3Endpoint, place: Place) -> Contestant:
 
 
 def race(title: str, contestants: dict[str, Contestant], requests: list[Request], args) -> None:
+    if not requests:
+        return
     best: dict[str, tuple[float, float]] = {}
     num_bytes = 0
     for _ in range(args.rounds):
