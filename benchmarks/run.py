@@ -267,6 +267,7 @@ def startup_table(bench: Bench) -> str:
         "python -c pass": "pass",
         "import numpy": "import numpy",
         "import shardkit": "import shardkit",
+        "import torch": "import torch",
         "from shardkit import ShardDataset": "from shardkit import ShardDataset",
     }
     commands = {label: [sys.executable, "-c", text] for label, text in code.items()}
