@@ -164,9 +164,11 @@ class SampleDataset(IterableBase):
         return outcome[0] if outcome else None
 
     def __iter__(self) -> Iterator[Sample]:
-        """Yield this rank's (and this loader worker's) samples of the next epoch."""
+        """Begin the next epoch, and yield this rank's (and this loader worker's) samples of it."""
         world = self.world.in_worker()
-        progress = self.begin_epoch(world.worker)
+        return self._epoch(world, self.begin_epoch(world.worker))
+
+    def _epoch(self, world: World, progress: Progress) -> Iterator[Sample]:
         order, position, split = self.order(progress.epoch), progress.position, self._split()
         first, num_workers = progress.first, world.num_workers
 

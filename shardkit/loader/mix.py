@@ -119,11 +119,14 @@ class Mix(IterableBase):
         return MixPlan(self.streams, options, global_batch_size, self._counts)
 
     def __iter__(self) -> Iterator[Sample]:
-        """Yield this rank's (and this loader worker's) samples of the mixture's next epoch."""
+        """Begin the next epoch, and yield this rank's (and loader worker's) samples of it."""
         world, plan = self.world.in_worker(), self._bare()
         progress = self.begin_epoch(world.worker)
         if world.num_workers == 1 and plan.is_over(progress.place):  # else wait for the others
             progress = self.begin_epoch(world.worker)
+        return self._epoch(world, plan, progress)
+
+    def _epoch(self, world: World, plan: MixPlan, progress: MixProgress) -> Iterator[Sample]:
         jobs = plan.jobs(progress.place)
         with plan.ahead(progress.place):
             mine = itertools.islice(jobs, progress.first, None, world.num_workers)

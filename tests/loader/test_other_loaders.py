@@ -48,14 +48,32 @@ def epoch_of(loader: Any) -> list[Any]:
 class TestStateful:
     """torchdata: exact with as many workers as it was saved with."""
 
-    def make(self, name: str, num_workers: int) -> StatefulDataLoader:
+    def make(
+        self, name: str, num_workers: int, *, persistent_workers: bool = False
+    ) -> StatefulDataLoader:
         return StatefulDataLoader(
             MAKERS[name](),
             batch_size=7,
             num_workers=num_workers,
             collate_fn=as_list,
             multiprocessing_context="fork" if num_workers else None,
+            persistent_workers=persistent_workers,
         )
+
+    @pytest.mark.parametrize("persistent", [False, True])
+    def test_saved_before_the_first_batch_of_a_later_epoch_it_gives_all_of_it(
+        self, name: str, num_workers: int, persistent: bool
+    ) -> None:
+        options = {"persistent_workers": persistent and num_workers > 0}
+        loader = self.make(name, num_workers, **options)
+        epoch_of(loader)
+        running = iter(loader)
+        state = pickle.loads(pickle.dumps(loader.state_dict()))
+        fresh = self.make(name, num_workers, **options)
+        fresh.load_state_dict(state)
+        second = list(running)
+        assert epoch_of(fresh) == second
+        assert epoch_of(fresh) == epoch_of(loader)
 
     def test_restored_it_gives_the_rest_and_other_epochs(self, name: str, num_workers: int) -> None:
         loader = self.make(name, num_workers)
