@@ -25,7 +25,7 @@ KeyBatches = Iterator[tuple[npt.NDArray[np.int64], pa.ChunkedArray]]
 """(row numbers, keys as text), group by group."""
 
 _SCHEMA = pa.schema([("row", pa.int64()), ("key", pa.string())])
-_FEW_BYTES = 64 << 20  # of keys that are compared in memory: some millions, in 0.1 s a million
+_FEW_BYTES = 16 << 20  # of keys that are compared in memory: a million take 0.2 s and 200 MB
 _HASHES = 1 << 20  # a batch
 _SUSPECTS = 1_000  # equal hashes that are looked at as text; unequal keys among them are a rarity
 
