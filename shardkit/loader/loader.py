@@ -112,6 +112,7 @@ class DataLoader:
         self._pid = os.getpid()
         self._running: Workers | None = None
         feeds = self._plan().feeds  # refuses a batch size that does not fit the world
+        self._tell_of_empty_epochs()
         self._stats = LoaderStats(self.num_workers)
         self._cache_before = counts_of(feeds)
         self._cache_of_ended = sum_counts(())
@@ -286,6 +287,17 @@ class DataLoader:
                 maker, self.num_workers, self.multiprocessing_context, self.worker_init_fn
             )
         return ThreadWorkers(maker, self.num_workers)
+
+    def _tell_of_empty_epochs(self) -> None:
+        """Say so where no epoch will have a batch: a loop over epochs would never end."""
+        if self.remainder != "drop" or isinstance(self.dataset, Mix):
+            return
+        if self.dataset.num_samples < self.global_batch_size:
+            logger.warning(
+                'every epoch is empty: remainder="drop", and %d samples make no global batch of %d',
+                self.dataset.num_samples,
+                self.global_batch_size,
+            )
 
     def _tell_of_lanes(self, plan: Plan) -> None:
         """Say once when nodes will fetch some shards twice."""

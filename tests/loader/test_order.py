@@ -124,8 +124,11 @@ class TestRemainder:
             seen.update(number for batch in batches for number in batch)
         assert seen == Counter(range(101))
 
-    def test_fewer_samples_than_a_batch_dropped_give_empty_epochs_that_go_on(self) -> None:
+    def test_fewer_samples_than_a_batch_dropped_give_empty_epochs_and_a_warning(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
         loader = DataLoader(numbers(3), 4, remainder="drop")
+        assert "every epoch is empty" in caplog.text
         assert [batches_of(loader) for _ in range(3)] == [[], [], []]
         assert loader.state_dict()["position"] == 3
         assert loader.state_dict()["epoch"] == 2
