@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Callable
 
 __all__ = ["Crew"]
@@ -18,7 +19,8 @@ class Crew:
     """Up to ``num_threads`` daemon threads, started as work comes.
 
     Threads know only the queue, never who owns the crew, so an owner that is dropped can be
-    collected and close it.
+    collected and close it. When the interpreter ends, crews that are still open are closed while
+    all modules are there: an iterator that was left half-way closes its own only after that.
     """
 
     def __init__(self, num_threads: int, name: str) -> None:
@@ -27,6 +29,7 @@ class Crew:
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._closed = False
+        self._end = weakref.finalize(self, _end, self._work, self._threads, _CLOSE_S)
 
     def submit(self, job: Callable[[], None]) -> None:
         """Have ``job`` done by some thread; it must not raise. Called by one thread at a time."""
@@ -43,18 +46,27 @@ class Crew:
     def close(self, wait_s: float = _CLOSE_S) -> None:
         """Drop work that has not begun, end the threads, wait for them a moment."""
         self._closed = True
-        while True:
-            try:
-                self._work.get_nowait()
-            except queue.Empty:
-                break
-        for _ in self._threads:
-            self._work.put(None)
-        until = time.monotonic() + wait_s
-        for thread in self._threads:
-            if thread is not threading.current_thread():
-                thread.join(max(0.0, until - time.monotonic()))
-        self._threads = [thread for thread in self._threads if thread.is_alive()]
+        if self._end.detach():
+            _end(self._work, self._threads, wait_s)
+
+
+def _end(
+    work: queue.SimpleQueue[Callable[[], None] | None],
+    threads: list[threading.Thread],
+    wait_s: float,
+) -> None:
+    while True:
+        try:
+            work.get_nowait()
+        except queue.Empty:
+            break
+    for _ in threads:
+        work.put(None)
+    until = time.monotonic() + wait_s
+    for thread in threads:
+        if thread is not threading.current_thread():
+            thread.join(max(0.0, until - time.monotonic()))
+    threads.clear()
 
 
 def _work(jobs: queue.SimpleQueue[Callable[[], None] | None]) -> None:

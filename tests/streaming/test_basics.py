@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -317,3 +319,23 @@ def test_a_copy_in_another_process_is_the_same_dataset(photos: Photos) -> None:
     dataset = StreamingDataset(source_of("parquet", photos))
     copy = pickle.loads(pickle.dumps(dataset))
     assert [s["__key__"] for s in copy] == [s["__key__"] for s in dataset]
+
+
+def test_a_process_that_leaves_an_iterator_half_way_ends_in_silence(
+    far: Photos, tmp_path: Path
+) -> None:
+    """Its generator is closed when modules are half gone; the threads have ended before."""
+    index = write_rows(tmp_path / "i.parquet", far.records())
+    script = f"""
+from shardkit import StreamingDataset
+dataset = StreamingDataset(
+    {index!r}, {str(tmp_path / "cache")!r}, decode=None,
+    storage_options={far.options!r},
+)
+iterator = iter(dataset)
+next(iterator)
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
