@@ -53,30 +53,30 @@ def test_bytes_do_not_depend_on_where_the_dataset_lies(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("seed", range(2))
 def test_killed_anywhere_and_run_again_it_ends_in_the_same_bytes(tmp_path: Path, seed: int) -> None:
-    """The packer is killed at random instants until it gets through."""
+    """The packer is killed as it starts, and at random places of what it makes."""
     rng = random.Random(seed)
     shuffle = rng.choice(["none", "global"])
     index = make_files(tmp_path / "src", 80, mean_bytes=60_000, seed=seed)
     (tmp_path / "src/files/00017.bin").unlink()
     pack_files(index, tmp_path / "whole", shuffle=shuffle, on_error="skip")
     out = tmp_path / "out"
+    out.mkdir()
+    num_files = len(os.listdir(tmp_path / "whole"))
     num_kills = 0
-    for attempt in range(40):
+    for num_there in [0, *sorted(rng.sample(range(1, num_files), 6))]:
         process = start_pack(index, out, rng.choice([1, 2]), shuffle)
-        try:
-            process.wait(timeout=rng.uniform(0.5, 1.2) + 0.2 * attempt)
-            break
-        except subprocess.TimeoutExpired:
-            orphans = psutil.Process(process.pid).children()
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            num_kills += 1
-            _, alive = psutil.wait_procs(orphans, timeout=10)
-            assert not alive, "workers outlive their parent"
-            if (out / "manifest.json").exists():
-                assert verify(str(out), executor=LocalExecutor(1)).ok
-    assert process.returncode == 0
+        while process.poll() is None and len(os.listdir(out)) < num_there:
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.01))
+        orphans = psutil.Process(process.pid).children() if process.poll() is None else []
+        process.send_signal(signal.SIGKILL)
+        num_kills += process.wait() == -signal.SIGKILL
+        _, alive = psutil.wait_procs(orphans, timeout=10)
+        assert not alive, "workers outlive their parent"
+        if (out / "manifest.json").exists():
+            assert verify(str(out), executor=LocalExecutor(1)).ok
     assert num_kills
+    assert start_pack(index, out, 2, shuffle).wait(timeout=60) == 0
     assert contents(out) == contents(tmp_path / "whole")
 
 
