@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import signal
+import subprocess
 import tarfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +83,28 @@ def contents(folder: Path | str) -> dict[str, bytes]:
             path = os.path.join(root, name)
             found[os.path.relpath(path, folder)] = Path(path).read_bytes()
     return found
+
+
+def num_files_below(folder: Path | str) -> int:
+    """Files below a folder, hidden ones too; 0 where there is none."""
+    return sum(len(names) for _, _, names in os.walk(folder))
+
+
+def kill_at(process: subprocess.Popen[bytes], folder: Path, num_files: int) -> bool:
+    """Kill a process once so many files lie below a folder; whether it had not ended before.
+
+    What it started ends with it.
+    """
+    while process.poll() is None and num_files_below(folder) < num_files:
+        time.sleep(0.002)
+    if process.poll() is not None:
+        return False
+    orphans = psutil.Process(process.pid).children()
+    process.send_signal(signal.SIGKILL)
+    was_killed = process.wait() == -signal.SIGKILL
+    _, alive = psutil.wait_procs(orphans, timeout=10)
+    assert not alive, "workers outlive their parent"
+    return was_killed
 
 
 def tar_samples(folder: Path | str) -> dict[str, dict[str, bytes]]:

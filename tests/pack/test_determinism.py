@@ -15,7 +15,14 @@ import psutil
 import pytest
 
 from shardkit.pack import LocalExecutor, verify
-from tests.pack.data import contents, make_files, pack_files, workers_alive
+from tests.pack.data import (
+    contents,
+    kill_at,
+    make_files,
+    num_files_below,
+    pack_files,
+    workers_alive,
+)
 
 PACK = """
 import sys
@@ -60,19 +67,10 @@ def test_killed_anywhere_and_run_again_it_ends_in_the_same_bytes(tmp_path: Path,
     (tmp_path / "src/files/00017.bin").unlink()
     pack_files(index, tmp_path / "whole", shuffle=shuffle, on_error="skip")
     out = tmp_path / "out"
-    out.mkdir()
-    num_files = len(os.listdir(tmp_path / "whole"))
+    num_files = num_files_below(tmp_path / "whole")
     num_kills = 0
     for num_there in [0, *sorted(rng.sample(range(1, num_files), 6))]:
-        process = start_pack(index, out, rng.choice([1, 2]), shuffle)
-        while process.poll() is None and len(os.listdir(out)) < num_there:
-            time.sleep(0.002)
-        time.sleep(rng.uniform(0, 0.01))
-        orphans = psutil.Process(process.pid).children() if process.poll() is None else []
-        process.send_signal(signal.SIGKILL)
-        num_kills += process.wait() == -signal.SIGKILL
-        _, alive = psutil.wait_procs(orphans, timeout=10)
-        assert not alive, "workers outlive their parent"
+        num_kills += kill_at(start_pack(index, out, rng.choice([1, 2]), shuffle), out, num_there)
         if (out / "manifest.json").exists():
             assert verify(str(out), executor=LocalExecutor(1)).ok
     assert num_kills

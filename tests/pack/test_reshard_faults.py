@@ -12,14 +12,13 @@ from collections import namedtuple
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from shardkit.errors import CorruptError, StoreError
 from shardkit.executors import LocalExecutor
 from shardkit.pack import pack, spill, verify
 from shardkit.pack.plan import PackOptions
-from tests.pack.data import contents, tar_samples, workers_alive
+from tests.pack.data import contents, kill_at, num_files_below, tar_samples, workers_alive
 from tests.pack.reshards import WAYS, make_source, reshard_files
 from tests.s3 import Fault, S3Endpoint, serve_s3
 
@@ -38,7 +37,7 @@ reshard(source, out, options=PackOptions(samples_per_shard=9, shuffle="global", 
 def test_killed_anywhere_and_run_again_either_way_it_ends_in_the_same_bytes(
     tmp_path: Path, seed: int
 ) -> None:
-    """The driver is killed at random instants, and goes on by either way, until it gets through."""
+    """The driver is killed as it starts, and at random places of its work; either way goes on."""
     rng = random.Random(seed)
     source = make_source(tmp_path, 120, mean_bytes=60_000)
     parts = {"train": 0.7, "val": 0.3}
@@ -46,22 +45,16 @@ def test_killed_anywhere_and_run_again_either_way_it_ends_in_the_same_bytes(
     out = tmp_path / "out"
     script = tmp_path / "script.py"
     script.write_text(RESHARD)
-    num_kills = 0
-    for attempt in range(40):
+
+    def start() -> subprocess.Popen[bytes]:
         way = rng.choice(WAYS) if seed else "spill"
-        process = subprocess.Popen([sys.executable, script, source, out, rng.choice("12"), way])
-        try:
-            process.wait(timeout=rng.uniform(0.6, 1.3) + 0.2 * attempt)
-            break
-        except subprocess.TimeoutExpired:
-            orphans = psutil.Process(process.pid).children()
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            num_kills += 1
-            _, alive = psutil.wait_procs(orphans, timeout=10)
-            assert not alive, "workers outlive their parent"
-    assert process.returncode == 0
-    assert num_kills
+        return subprocess.Popen([sys.executable, script, source, out, rng.choice("12"), way])
+
+    num_files = num_files_below(tmp_path / "whole")
+    places = [0, *sorted(rng.sample(range(1, num_files), 6))]
+    kills = [kill_at(start(), out, num_there) for num_there in places]
+    assert any(kills)
+    assert start().wait(timeout=60) == 0
     assert contents(out) == contents(tmp_path / "whole"), "no spill and no temporary is left"
 
 
