@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args
@@ -11,6 +12,7 @@ import pyarrow as pa
 from shardkit.dataset import DEFAULT_CACHE_DIR, DEFAULT_CACHE_LIMIT, SampleDataset
 from shardkit.decode.registry import DecodeOption
 from shardkit.errors import ConfigError
+from shardkit.format.sidecar import check_metadata_names
 from shardkit.index.index import Index
 from shardkit.index.open import open_index
 from shardkit.order.epoch import Shuffle
@@ -83,7 +85,7 @@ class StreamingDataset(SampleDataset):
     def __init__(
         self,
         src: Any,
-        dst: str = DEFAULT_CACHE_DIR,
+        dst: str | os.PathLike[str] = DEFAULT_CACHE_DIR,
         *,
         data_type: str | None = None,
         columns_to_load: Names | None = None,
@@ -121,7 +123,7 @@ class StreamingDataset(SampleDataset):
                 "decode='path' out"
             )
         opened_ns = time.time_ns()
-        store, cache = open_store(storage_options), Cache(dst, cache_limit)
+        store, cache = open_store(storage_options), Cache(os.fspath(dst), cache_limit)
         said = {
             "index_col_name": index_col_name,
             "columns_to_load": columns_to_load,
@@ -142,6 +144,9 @@ class StreamingDataset(SampleDataset):
                 store=store,
                 cache=cache,
             )
+        if columns_to_load is None:
+            plain = [name for name in index.metadata_columns if not name.startswith("__")]
+            check_metadata_names(plain, index.findings.member_names)
         if shuffle == "global":
             index = index.mapped()
         options = RawOptions(

@@ -70,6 +70,15 @@ class Findings:
     could_inline: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
+    @property
+    def member_names(self) -> frozenset[str]:
+        """Names of the members that the first rows have, where they go by their ext."""
+        return frozenset(
+            f"{column.name}.{ext}" if column.qualified else ext
+            for column in self.files
+            for ext in ((column.ext,) if column.ext else column.exts)
+        )
+
     def describe(self) -> str:
         """Return a few lines for people: every finding, and the flag that overrides it."""
         lines = [f"key       {self.key or 'made from the row number'}   (--key)"]

@@ -178,8 +178,10 @@ class _Opener:
     def open(self, source: Any, max_files: int | None) -> _Opened:
         """Return the groups of any source."""
         if not isinstance(source, str | os.PathLike):
+            self._check_folder(source, of_files=False)
             return _Opened(self._table(source))
         found = identify(self.store, os.fspath(source))
+        self._check_folder(source, of_files=found.kind in ("folder", "media"))
         if max_files is not None:
             found = replace(found, files=found.files[:max_files])
         if found.kind == "packed":
@@ -197,6 +199,13 @@ class _Opener:
         listed = self._media(found)
         exts = [n for n in listed.schema.names if n not in (KEY, self.grouping.folder_as)]
         return _Opened(listed, {ext: ext for ext in exts if not _is_size(ext, exts)})
+
+    def _check_folder(self, source: Any, *, of_files: bool) -> None:
+        if self.grouping.folder_as is not None and not of_files:
+            raise ConfigError(
+                f"folder_as={self.grouping.folder_as!r} is for folders of files, whose names "
+                f"become a column, and {_name(source)} is none; leave it out"
+            )
 
     def _table(self, source: Any) -> Groups:
         table = as_table(source)

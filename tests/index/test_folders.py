@@ -165,3 +165,9 @@ def test_any_sorted_listing_groups_as_a_dictionary_would(
     }
     assert found == expected
     assert len(rows) == len(expected)
+
+
+def test_the_name_of_a_folder_is_not_asked_of_a_table(tmp_path: Path) -> None:
+    (tmp_path / "i.csv").write_text("id,file\n1,s3://b/1.jpg\n")
+    with pytest.raises(ConfigError, match=r"folder_as='label' is for folders of files.*i\.csv"):
+        open_index(tmp_path / "i.csv", folder_as="label", scratch=str(tmp_path / "s"))

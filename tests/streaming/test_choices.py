@@ -57,6 +57,15 @@ def test_one_name_does_as_a_list_of_it(photos: Photos) -> None:
     assert not isinstance(ranged["jpg"], bytes)
 
 
+def test_a_metadata_column_that_a_member_would_hide_is_refused(photos: Photos) -> None:
+    rows = [{"jpg": 1, **record} for record in photos.records()]
+    with pytest.raises(ConfigError, match=r"metadata column 'jpg' would hide the member.*rename"):
+        StreamingDataset(rows)
+    dataset = StreamingDataset(rows, columns_to_load=["data_url"], shuffle="none", decode=None)
+    assert dataset[0]["jpg"] == 1
+    assert "jpg" in StreamingDataset(rows, metadata=["label"], decode=None)[0]
+
+
 @pytest.mark.parametrize("most", [0, -1])
 def test_fewer_than_one_sample_is_refused(photos: Photos, most: int) -> None:
     with pytest.raises(ConfigError, match=f"max_samples={most} must be at least 1"):
