@@ -57,6 +57,7 @@ _ELSEWHERE = re.compile(
     r"IllegalLocationConstraint"
 )
 _STATUS = re.compile(r"status code: (\d{3})|\((\d{3}) [A-Z][A-Za-z ]+\)")
+_REASON = re.compile(r"<Code>(.*?)</Code>(?:.*?<Message>(.*?)</Message>)?", re.DOTALL)
 
 
 class _Inheritance:
@@ -387,15 +388,21 @@ def _first_line(error: BaseException) -> str:
 
 def _mapped(verb: str, url: str, error: Exception) -> Exception:
     """Map what obstore raised. Its one ``GenericError`` holds the network's and the server's."""
-    said = _first_line(error)
-    if isinstance(error, (ShardkitError, FileNotFoundError)):
+    if isinstance(error, ShardkitError):
+        return error
+    status, reason = _STATUS.search(str(error)), _REASON.search(str(error))
+    code = int(status[1] or status[2]) if status else 0
+    said = ": ".join(filter(None, reason.groups())) if reason else _first_line(error)
+    if reason and reason[1] == "NoSuchBucket":
+        return NotFoundError(
+            f"cannot {verb} {url}: {said}; check its name, and endpoint_url of storage_options"
+        )
+    if isinstance(error, FileNotFoundError):
         return store_error(verb, url, error)
     denied = (obstore.exceptions.PermissionDeniedError, obstore.exceptions.UnauthenticatedError)
-    if isinstance(error, denied):
+    if isinstance(error, denied) or code in (401, 403):
         return StoreError(f"cannot {verb} {url}: not permitted; check rights and keys ({said})")
-    status = _STATUS.search(said)
-    if isinstance(error, obstore.exceptions.GenericError):
-        code = int(status[1] or status[2]) if status else 0
-        if not 400 <= code < 500 or code in (408, 425, 429):
-            return TransientError(f"cannot {verb} {url}: {said}")
+    passes = not 400 <= code < 500 or code in (408, 425, 429)
+    if passes and isinstance(error, obstore.exceptions.GenericError):
+        return TransientError(f"cannot {verb} {url}: {said}")
     return StoreError(f"cannot {verb} {url}: {said}")

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from xxhash import xxh3_64_intdigest
 
-from shardkit.errors import CorruptError, StoreError, TransientError
+from shardkit.errors import CorruptError, NotFoundError, StoreError, TransientError
 from shardkit.storage.cache import Cache
 from shardkit.storage.fetch import Request, fetch_in_order
 from shardkit.storage.shards import ShardFetcher
@@ -119,6 +119,23 @@ def test_a_refused_request_is_final(tmp_path: Path, client: str) -> None:
         with pytest.raises(StoreError, match=r"not permitted|check rights"):
             store.get(url)
         assert len(server.requests) <= 2
+
+
+def test_a_wrong_key_and_a_missing_bucket_are_said_in_words(tmp_path: Path) -> None:
+    (tmp_path / "bucket").mkdir()
+    with serve_s3(tmp_path) as s3:
+        wrong = open_store({**s3.storage_options, "secret": "another-secret"})
+        right = open_store(s3.storage_options)
+        for call in (wrong.get, wrong.stat, lambda url: list(wrong.list(url))):
+            with pytest.raises(StoreError, match="not permitted; check rights and keys") as caught:
+                call("s3://bucket/x")
+            assert "<" not in str(caught.value)
+        for verb, call in (
+            ("list", lambda url: list(right.list(url))),
+            ("write", lambda url: right.put(url, b"")),
+        ):
+            with pytest.raises(NotFoundError, match=f"cannot {verb} s3://none/x.*; check its name"):
+                call("s3://none/x")
 
 
 def test_an_object_replaced_while_it_is_read_is_an_error_not_a_blend(tmp_path: Path) -> None:
