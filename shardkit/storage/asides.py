@@ -33,8 +33,8 @@ class Asides:
         self._num_files = 0
         self._folders: list[str] = []  # those that may hold files; the last is in use
 
-    def new_path(self) -> str:
-        """Return the path of a new temporary."""
+    def make(self) -> tuple[int, str]:
+        """Make a new temporary, so that its folder is not empty; return it, open, and its path."""
         if not self._folders or self._num_files >= _MOST:
             folder = os.path.join(self._root, f"{self._lease}-{self._num_folders}")
             os.mkdir(folder)
@@ -43,7 +43,8 @@ class Asides:
             self._num_folders += 1
             self._num_files = 0
         self._num_files += 1
-        return f"{self._folders[-1]}/{self._num_files}"
+        path = f"{self._folders[-1]}/{self._num_files}"
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), path
 
     def remove_empty(self) -> None:
         """Delete the folders in which nothing is being written."""

@@ -76,9 +76,7 @@ class AsideSink:
         self._claim(max(size, 0))
         self.path = ""
         try:
-            self.path = space.aside_path()
-            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            self._fd = os.open(self.path, flags, 0o666)
+            self._fd, self.path = space.make_aside()
             if size > STEP:  # find out now, not after the download
                 os.posix_fallocate(self._fd, 0, size)
         except BaseException:

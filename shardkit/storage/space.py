@@ -104,10 +104,10 @@ class Space:
 
     # -- entries ------------------------------------------------------------------------------
 
-    def aside_path(self) -> str:
-        """Return a new path for a temporary of this process."""
+    def make_aside(self) -> tuple[int, str]:
+        """Make a temporary of this process; return it, open, and its path."""
         with self._lock:
-            return self._asides.new_path()
+            return self._asides.make()
 
     def publish(self, aside: str, name: str, key: str, size: int, due: float | None) -> None:
         """Make a complete, stamped temporary of reserved size an entry."""
