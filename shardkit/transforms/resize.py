@@ -101,7 +101,8 @@ def _by_torch(frames: Pixels, size: tuple[int, int], mode: str) -> Pixels:
     """What ``torch.nn.functional.interpolate`` does, from the crop where it lies to kept memory."""
     torch = need("torch", "resizing")
     resample = getattr(torch.ops.aten, f"_upsample_{mode}2d_aa").out
-    if min(frames.strides) < 0:  # mirrored: torch knows no such views
+    # Mirrored: torch knows no such views. Planes: it can't write those of three channels as pixels.
+    if min(frames.strides) < 0 or frames.strides[-1] > 1:
         frames = memory.copy(frames)
     out = memory.empty((len(frames), *size, frames.shape[-1]))
     planes, resized = (torch.from_numpy(pixels.transpose(0, 3, 1, 2)) for pixels in (frames, out))

@@ -78,6 +78,17 @@ def test_what_was_mirrored_first_is_resized_like_its_copy(with_torch: bool, monk
     assert np.array_equal(resize(mirrored, (30, 40)), resize(mirrored.copy(), (30, 40)))
 
 
+@pytest.mark.parametrize("with_torch", [True, False])
+@pytest.mark.parametrize("num_channels", [1, 3, 4])
+def test_a_view_of_planes_is_resized_like_pixels(
+    num_channels: int, with_torch: bool, monkeypatch
+) -> None:
+    monkeypatch.setattr("shardkit.transforms.resize.has_module", lambda name: with_torch)
+    planes = np.random.default_rng(0).integers(0, 256, (num_channels, 60, 80), np.uint8)
+    pixels = planes.transpose(1, 2, 0)
+    assert np.array_equal(resize(pixels, (30, 40)), resize(pixels.copy("C"), (30, 40)))
+
+
 def test_aspects() -> None:
     image = media.smooth(60, 120)
     cropped = run([Resize("i", (30, 30))], {"i": image})["i"]
