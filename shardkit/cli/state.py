@@ -75,9 +75,9 @@ def _load(path: str) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except Exception as error:
+        said = str(error).partition("\n")[0] or repr(error)
         raise StateError(
-            f"{path} is neither JSON nor a file of torch.save that can be read safely: "
-            f"{str(error).splitlines()[0]}"
+            f"{path} is neither JSON nor a file of torch.save that can be read safely: {said}"
         ) from error
 
 

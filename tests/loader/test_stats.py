@@ -134,11 +134,12 @@ class TestStateCommand:
         assert main(["state", "show", str(path)]) == 2
         assert "holds no state of shardkit" in capsys.readouterr().err
 
+    @pytest.mark.parametrize("content", [b"\x00\x01garbage", b"PK", b""])
     def test_what_can_not_be_read_is_an_error(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes
     ) -> None:
         path = tmp_path / "other.bin"
-        path.write_bytes(b"\x00\x01garbage")
+        path.write_bytes(content)
         assert main(["state", "show", str(path)]) == 2
         assert "neither JSON nor a file of torch.save" in capsys.readouterr().err
         assert main(["state", "show", str(tmp_path / "nowhere")]) == 2
