@@ -60,8 +60,9 @@ _SPARSE = 0.25
 about four times its bytes in a whole shard (benchmarks/storage_clients.py)."""
 
 
-_reading: dict[int, weakref.ref[ShardSource]] = {}
-"""The sources of this process that have opened a shard, by id: they share ``_OPEN_FILES``."""
+_reading: weakref.WeakValueDictionary[int, ShardSource] = weakref.WeakValueDictionary()
+"""The sources of this process that have opened a shard, by id: they share ``_OPEN_FILES``. No
+WeakSet: one that another thread adds to can't be walked."""
 
 
 class ShardSource:
@@ -405,8 +406,8 @@ class ShardSource:
 
     def _begin_reading(self) -> None:
         """Have the other sources leave room for ours."""
-        _reading[id(self)] = weakref.ref(self, functools.partial(_forget, id(self)))
-        for reference in list(_reading.values()):
+        _reading[id(self)] = self
+        for reference in _reading.valuerefs():
             other = reference()
             if other is not None:
                 other.leave_room()
@@ -443,11 +444,6 @@ class ShardSource:
     def _room(self) -> float:
         """Bytes of the cache that open shards may hold; the rest is for what is needed later."""
         return float("inf") if self.cache.limit is None else self.cache.limit / 4
-
-
-def _forget(number: int, reference: object) -> None:
-    del reference
-    _reading.pop(number, None)
 
 
 def _places_in(order: npt.NDArray[np.int64], num_groups: int) -> npt.NDArray[np.int64]:
