@@ -5,8 +5,7 @@ straight into the ``bytes`` that are given out. 110 KB from an S3 server on loop
 processor time: obstore, which hands a body from thread to thread, takes 240, ``http.client`` more.
 
 Only the most usual answer is understood: status 200, a head that comes in one piece, a length, an
-etag.
-Whoever gets any other asks again in another way, which knows them all.
+etag. Whoever gets any other asks again in another way, which knows them all.
 """
 
 from __future__ import annotations

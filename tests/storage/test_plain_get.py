@@ -79,10 +79,10 @@ def test_bodies_of_any_length_come_whole_over_one_connection() -> None:
 
 def test_a_body_that_drips_is_not_a_stall() -> None:
     pieces: Pieces = [HEAD]
-    for at in range(0, len(BODY), 22_000):
-        pieces += [0.2, BODY[at : at + 22_000]]
+    for at in range(0, len(BODY), 11_000):
+        pieces += [0.2, BODY[at : at + 11_000]]
     with serve(pieces) as (url, _):
-        assert PlainGetter({}, stall_s=0.5).get(f"{url}/x", "it") == (BODY, "v1")
+        assert PlainGetter({}, stall_s=1.5).get(f"{url}/x", "it") == (BODY, "v1")
 
 
 @pytest.mark.parametrize(
