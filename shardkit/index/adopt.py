@@ -42,7 +42,7 @@ from shardkit.index.sources import identify
 from shardkit.index.tar_groups import open_packed
 from shardkit.storage.protocol import ObjectInfo, Store
 from shardkit.storage.store import open_store
-from shardkit.storage.urls import is_local, local_path
+from shardkit.storage.urls import given_url, is_local, local_path
 
 __all__ = ["AdoptOptions", "AdoptSummary", "adopt", "tars_of"]
 
@@ -212,7 +212,7 @@ class _Job:
         repeated = [name for name, count in Counter(names).items() if count > 1]
         if repeated:
             raise ConfigError(f"{tars}/{repeated[0]} is named twice; name each tar once")
-        folder = tars if out is None else _absolute(out).rstrip("/")
+        folder = tars if out is None else _absolute(given_url(out)).rstrip("/")
         return cls(store, tars, folder, tuple(absolute), names, options)
 
     def identity(self, number: int) -> str:

@@ -58,7 +58,8 @@ class Scratch:
     """
 
     def __init__(self, folder: str | None = None) -> None:
-        self.folder = folder or os.path.join(tempfile.gettempdir(), f"shardkit-{os.getuid()}")
+        own = os.path.join(tempfile.gettempdir(), f"shardkit-{os.getuid()}")
+        self.folder = os.path.expanduser(folder or own)
 
     def keep(self, name: str, make: Callable[[str], None]) -> str:
         """Return the path of ``name``; if it is not there yet, ``make`` fills a file first.

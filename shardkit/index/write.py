@@ -19,6 +19,7 @@ from shardkit.index.roles import with_role
 from shardkit.index.rows import MemberColumn, Rows
 from shardkit.storage.protocol import Store
 from shardkit.storage.store import open_store
+from shardkit.storage.urls import given_url
 
 __all__ = ["write_index"]
 
@@ -50,6 +51,7 @@ def write_index(
         ConfigError: ``url`` does not end in ``.parquet``, or a member and a metadata column have
             one name.
     """
+    url = given_url(url)
     if not url.lower().endswith((".parquet", ".pq")):
         raise ConfigError(f"{url}: an index is written as Parquet; let its name end in .parquet")
     schema = _schema(index)

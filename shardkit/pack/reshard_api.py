@@ -30,6 +30,7 @@ from shardkit.pack.reshard_rows import (
 )
 from shardkit.pack.reshard_run import Reshard, ReshardSummary, Target
 from shardkit.storage.store import Store, is_local, local_path, open_store
+from shardkit.storage.urls import given_url
 
 __all__ = ["open_reshard", "reshard"]
 
@@ -127,15 +128,17 @@ def open_reshard(
     storage_options: Mapping[str, Any] | None = None,
 ) -> Reshard:
     """Find out what ``reshard`` with these arguments is to do; nothing is written to ``out``."""
-    source, out = os.fspath(source), os.fspath(out)
+    source, out = given_url(os.fspath(source)), given_url(os.fspath(out))
     options = options or PackOptions(shuffle="global")
     if options.on_error != "raise":
         raise ConfigError(
             f"on_error={options.on_error!r}: a reshard loses no sample unasked; leave damaged ones "
             "out by name (exclude)"
         )
-    if scratch is not None and not is_local(scratch):
-        raise ConfigError(f"scratch={scratch!r} must be a local folder")
+    if scratch is not None:
+        if not is_local(scratch):
+            raise ConfigError(f"scratch={scratch!r} must be a local folder")
+        scratch = local_path(given_url(scratch))
     if isinstance(exclude, str):
         raise ConfigError(f"exclude={exclude!r} is one text; give a list of keys")
     excluded = frozenset(fit_key(key) for key in exclude)
@@ -219,7 +222,7 @@ def _findings(shards: ShardSet, groups: Groups, exts: Sequence[str], store: Stor
 
 def _spill_folder(out: str, scratch: str | None, kept: Scratch) -> str:
     if scratch is not None:
-        return local_path(scratch)
+        return scratch
     if is_local(out):
         return os.path.join(local_path(out), WORK_FOLDER)
     return kept.folder

@@ -165,6 +165,13 @@ def test_a_tilde_is_the_home_of_the_user(
     (tmp_path / "list.csv").write_text("id,file\n1,~/src/files/00001.bin\n")
     assert run("unpack", tmp_path / "list.csv", "~/files")[0] == 0
     assert (tmp_path / "files/1.bin").exists()
+    assert run("index", "~/list.csv", "~/list.parquet", "--scratch", "~/scratch")[0] == 0
+    assert run("index", "~/out/*.tar", "~/adopted", "--workers", 1)[0] == 0
+    assert (tmp_path / "list.parquet").exists()
+    assert (tmp_path / "scratch").exists()
+    assert (tmp_path / "adopted/manifest.json").exists()
+    assert run("reshard", "~/out", "~/again", "--way", "spill", "--workers", 1)[0] == 0
+    assert (tmp_path / "again/manifest.json").exists()
     assert not (index.parent / "~").exists()
 
 
