@@ -59,7 +59,8 @@ class LoaderStats:
         num_workers: that share the stages' time; 0 where the consumer makes batches.
         num_batches: given to the consumer.
         num_samples: in them.
-        wait_s: seconds that the consumer waited for a batch.
+        start_s: seconds that the consumer waited for the first batch, workers' start included.
+        wait_s: seconds that it waited for the others.
         consumer_s: seconds that it was busy between two batches.
         stages: seconds of worker time per stage, and bytes read.
     """
@@ -67,15 +68,19 @@ class LoaderStats:
     num_workers: int
     num_batches: int = 0
     num_samples: int = 0
+    start_s: float = 0.0
     wait_s: float = 0.0
     consumer_s: float = 0.0
     stages: StageTimes = field(default_factory=StageTimes)
 
     def note(self, made: Made, wait_s: float) -> None:
         """Add a batch."""
+        if self.num_batches == 0:
+            self.start_s = wait_s
+        else:
+            self.wait_s += wait_s
         self.num_batches += 1
         self.num_samples += made.num_samples
-        self.wait_s += wait_s
         self.stages.add(made.times)
 
     @property
@@ -94,7 +99,7 @@ class LoaderStats:
 
     def to_dict(self, cache: CacheCounts) -> dict[str, float | int | str]:
         """The figures as a training loop logs them."""
-        elapsed = self.wait_s + self.consumer_s
+        elapsed = self.start_s + self.wait_s + self.consumer_s
         return {
             "batches": self.num_batches,
             "samples": self.num_samples,
@@ -103,6 +108,7 @@ class LoaderStats:
             "bytes_per_s": self.stages.num_bytes / elapsed if elapsed else 0.0,
             "cache_hits": cache.hits,
             "cache_misses": cache.misses,
+            "start_s": self.start_s,
             "wait_s": self.wait_s,
             "consumer_s": self.consumer_s,
             **{f"{name}_s": seconds for name, seconds in self._stages().items()},

@@ -56,6 +56,7 @@ def test_the_next_use_of_a_shard_counts_the_rest_of_this_epoch_and_its_place_in_
         now = dataset.order(0).groups(0, dataset.num_samples).tolist()
         following = dataset.order(1).groups(0, dataset.num_samples).tolist()
         places = iter([(np.array([shard]), np.array([0])) for shard in now])
-        requests = list(source._requests(places, dataset.groups_after(0)))
+        requests = list(source._requests(iter([places]), dataset.groups_after(0)))
     for number, (shard, request) in enumerate(zip(now, requests, strict=True), start=1):
+        assert request is not None
         assert request.next_use == NUM_SHARDS - number + following.index(shard)
