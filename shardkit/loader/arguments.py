@@ -14,6 +14,10 @@ from shardkit.world import World
 
 __all__ = ["global_size", "own_cores", "refuse", "start_method", "whole"]
 
+_MOST_RANKS = 8
+"""Ranks of a node: as many as it has GPUs. More are those of several nodes, where no launcher has
+told how many nodes there are."""
+
 # What torch's loader takes and this one does not: torch's default, and what to use instead.
 _OF_TORCH: Mapping[str, tuple[Any, str]] = {
     "shuffle": (None, "shuffle= belongs to the data set"),
@@ -98,5 +102,6 @@ def start_method(context: str | BaseContext | None) -> str:
 
 def own_cores(world: World) -> int:
     """Return the cores that this process may use, at most its share of the node's as a rank."""
-    share = (os.cpu_count() or 1) * world.num_nodes // world.world_size
+    num_ranks = min(-(-world.world_size // world.num_nodes), _MOST_RANKS)
+    share = (os.cpu_count() or 1) // num_ranks
     return min(len(os.sched_getaffinity(0)), max(1, share))

@@ -223,8 +223,11 @@ class TestArguments:
         loader = DataLoader(numbers())
         assert (loader.batch_size, loader.workers) == (1, "threads")
         assert loader.num_workers == len(os.sched_getaffinity(0))
-        shared = numbers(world=World(5, 4_000, 1, 2))
-        assert DataLoader(shared).num_workers == 1  # 2,000 ranks on each of two nodes
+        shared = numbers(world=World(5, 4_000))
+        cores = os.cpu_count() or 1
+        assert DataLoader(shared).num_workers == max(1, cores // 8)
+        alone = numbers(world=World(1, 2, 1, 2))
+        assert DataLoader(alone).num_workers == len(os.sched_getaffinity(0))
 
 
 def test_the_look_ahead_is_told_the_whole_epoch_and_closed_with_the_loader() -> None:
