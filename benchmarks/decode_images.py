@@ -32,7 +32,7 @@ from shardkit.pack.api import pack
 from shardkit.transforms import image_pipeline
 
 ROUNDS = 5
-LOADER_REPEATS = 4  # threads need some batches to get going
+LOADER_REPEATS = 16  # 48 batches: opening the data set and the last batches weigh little
 
 
 def make_photos(count: int, height: int, width: int, quality: int, distinct: int) -> list[bytes]:
