@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from shardkit.decode import decode_image
@@ -21,8 +22,6 @@ from shardkit.transforms import (
 )
 from shardkit.transforms.resize import Box, aspect_box, resize
 from tests import media
-
-torch = pytest.importorskip("torch")
 
 
 def run(transforms, sample: dict, seed: int = 0) -> dict:
