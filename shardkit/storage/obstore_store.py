@@ -50,7 +50,8 @@ _UPLOADS = 4
 _SIGNED_FOR = timedelta(hours=1)
 _NOT_PARTIAL = re.compile(r"NotPartial|RangeNotSupported|non-partial response")
 _PAST_END = re.compile(
-    r"\b416\b|InvalidRange|InvalidGetRange|greater than the length|StartTooLarge"
+    r"status code: 416\b|\(416 [A-Z]|InvalidRange|InvalidGetRange|greater than the length|"
+    r"StartTooLarge"
 )
 _ELSEWHERE = re.compile(
     r"redirect without LOCATION|PermanentRedirect|AuthorizationHeaderMalformed|"

@@ -16,6 +16,7 @@ from xxhash import xxh3_64_intdigest
 from shardkit.errors import CorruptError, NotFoundError, StoreError, TransientError
 from shardkit.storage.cache import Cache
 from shardkit.storage.fetch import Request, fetch_in_order
+from shardkit.storage.obstore_store import _PAST_END
 from shardkit.storage.shards import ShardFetcher
 from shardkit.storage.store import Store, open_store
 from tests.s3 import Fault, S3Endpoint, serve_http, serve_s3
@@ -75,6 +76,13 @@ class TestAFaultThatPasses:
             server.faults[:] = [_copy(PASSING[fault])]
             ranges = [(0, 10), (AT - 5, AT + 5), (SIZE - 3, SIZE)]
             assert store.get_ranges(url, ranges) == [DATA[a:b] for a, b in ranges]
+
+
+def test_numbers_that_an_error_tells_by_chance_are_no_status() -> None:
+    """An error tells how long it took and from which port: 416 there is no answer 416."""
+    took = "Error performing GET http://127.0.0.1:416/x in 416.08µs - Server returned non-2xx "
+    assert not _PAST_END.search(took + "status code: 503 Service Unavailable")
+    assert _PAST_END.search(took + "status code: 416 Range Not Satisfiable")
 
 
 def _copy(fault: Fault) -> Fault:
