@@ -9,12 +9,15 @@ SIGKILL and replaced. What is watched, from outside and with all workers stopped
 * bytes of entries and temporaries never exceed the limit;
 * no worker ever sees an error or a wrong byte;
 * two workers never fetch the same object into the cache at once;
-* at the end, the next process finds a sound cache: ``check()`` is empty, nobody holds room.
+* at the end, the next process finds a sound cache: ``check()`` is empty, nobody holds room, every
+  byte on the disk is of an entry.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import os
 import random
 import signal
@@ -24,10 +27,14 @@ import tempfile
 import time
 import traceback
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 
 from shardkit.storage.cache import Cache, Sink
 from shardkit.storage.entries import Entry
+
+_BLOCK = 4096
+"""A packed entry takes whole blocks of the disk; so that bytes can be compared, objects do too."""
 
 
 def content(key: int, size: int) -> bytes:
@@ -36,8 +43,8 @@ def content(key: int, size: int) -> bytes:
 
 
 def object_size(key: int, mean: int) -> int:
-    """Return the size of object ``key``: from nothing to twice the mean."""
-    return (key * 7919) % (2 * mean)
+    """Return the size of object ``key``: whole blocks, from none to twice the mean."""
+    return (key * 7919) % (2 * mean) // _BLOCK * _BLOCK
 
 
 def work(arguments: argparse.Namespace) -> int:
@@ -71,23 +78,37 @@ def step(
     expected = content(key, size)
 
     def fill(sink: Sink) -> None:
-        flight = folder / "flights" / str(key)
         alone = hasattr(sink, "path")  # not when it passes through memory
-        if alone:
-            take_off(flight)
-        try:
+        with flight(folder, str(key)) if alone else contextlib.nullcontext():
             for start in range(0, size, 1000):
                 sink.write(expected[start : start + 1000])
                 if dice.random() < 0.05:
                     time.sleep(0.001)
-        finally:
-            if alone:
-                flight.unlink()
+
+    def load() -> bytes:
+        with flight(folder, f"small{key}"):
+            time.sleep(dice.choice((0, 0, 0.001)))
+            return expected
 
     if dice.random() < 0.4:
-        found = cache.get(f"small{key}", lambda: expected)
-        if found != expected:
-            raise ValueError(f"object {key}: wrong bytes")
+        name = f"small{key}"
+        way = dice.random()
+        if way < 0.7:
+            found: bytes | None = cache.get(name, load)
+        elif way < 0.8:
+            found = cache.get(name, load, as_file=True)
+        elif way < 0.9:
+            version = str(key % 2) if dice.random() < 0.9 else "another"
+            found = cache.get_fresh(
+                name, lambda: (load(), version), lambda: version, since_ns=time.time_ns()
+            )
+        else:
+            entry = cache.find(name)
+            found = None if entry is None else bytes(entry.data)
+            if entry is not None:
+                entry.close()
+        if found not in (None, expected):
+            raise ValueError(f"object {name}: wrong bytes")
         return
     due = dice.random() if dice.random() < 0.5 else None
     entry = cache.open(str(key), fill, size=size if dice.random() < 0.7 else -1, due=due)
@@ -100,22 +121,46 @@ def step(
         _ = bytes(each.data)
 
 
-def take_off(flight: Path) -> None:
+@contextlib.contextmanager
+def flight(folder: Path, name: str) -> Iterator[None]:
     """Note that we fetch an object; complain if a living process does too."""
+    note = folder / "flights" / name
     try:
-        other = int(flight.read_text() or "0")
+        other = int(note.read_text() or "0")
     except FileNotFoundError:
         other = 0
     if other and other != os.getpid() and state_of(other) not in "ZX":
-        raise RuntimeError(f"object {flight.name} is being fetched by {other} too")
-    flight.write_text(str(os.getpid()))
+        raise RuntimeError(f"object {name} is being fetched by {other} too")
+    note.write_text(str(os.getpid()))
+    try:
+        yield
+    finally:
+        note.unlink()
 
 
-def disk_bytes(cache: Path) -> int:
-    """Return the bytes of all entries and temporaries."""
-    root = cache / "shardkit-cache-1"
+def disk_bytes(cache: Path) -> tuple[int, int]:
+    """Return the bytes of all entries and temporaries; how many of them are of packed entries."""
+    root = cache / "shardkit-cache-2"
     found = [*(root / "entries").glob("??/*"), *(root / "asides").glob("*/*")]
-    return sum(path.stat().st_size for path in found)
+    packed = sum(map(data_bytes, (root / "segments").glob("*")))
+    return packed + sum(path.stat().st_size for path in found), packed
+
+
+def data_bytes(path: Path) -> int:
+    """Return the bytes of a file that take room: its extents of data, not its holes."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        num_bytes = end = 0
+        while True:
+            start = os.lseek(fd, end, os.SEEK_DATA)
+            end = os.lseek(fd, start, os.SEEK_HOLE)
+            num_bytes += end - start
+    except OSError as error:
+        if error.errno != errno.ENXIO:  # no data any more
+            raise
+        return num_bytes
+    finally:
+        os.close(fd)
 
 
 def stress(arguments: argparse.Namespace) -> list[str]:
@@ -127,7 +172,7 @@ def stress(arguments: argparse.Namespace) -> list[str]:
     serial = 0
     broken: list[str] = []
     workers: list[subprocess.Popen[bytes]] = []
-    most = kills = samples = 0
+    most = most_packed = kills = samples = 0
     until = time.monotonic() + arguments.seconds
     try:
         while time.monotonic() < until and not broken:
@@ -135,8 +180,9 @@ def stress(arguments: argparse.Namespace) -> list[str]:
                 serial += 1
                 workers.append(start_worker(arguments, arguments.seed * 100_003 + serial))
             time.sleep(dice.uniform(0, 2.0 / max(arguments.kills_per_s, 1)))
-            bytes_now = stopped_sample(workers, folder / "cache")
-            most, samples = max(most, bytes_now), samples + 1
+            bytes_now, packed_now = stopped_sample(workers, folder / "cache")
+            most, most_packed = max(most, bytes_now), max(most_packed, packed_now)
+            samples += 1
             if bytes_now > arguments.limit:
                 broken.append(f"{bytes_now} bytes on the disk, the limit is {arguments.limit}")
             if arguments.kills_per_s and dice.random() < 0.5:
@@ -157,14 +203,21 @@ def stress(arguments: argparse.Namespace) -> list[str]:
     broken += [path.read_text() for path in (folder / "errors").iterdir()]
     with Cache(str(folder / "cache"), arguments.limit, policy=arguments.policy) as cache:
         broken += cache.check()
+        broken += unrecorded(cache, folder / "cache")
         with cache.open("last", lambda sink: sink.write(b"x" * arguments.limit)) as entry:
             if not entry.is_cached:
                 broken.append("room is held though nobody lives")
     print(
         f"seed {arguments.seed}: {kills} kills, {samples} samples, at most {most} of "
-        f"{arguments.limit} bytes, {len(broken)} broken promises"
+        f"{arguments.limit} bytes (packed: {most_packed}), {len(broken)} broken promises"
     )
     return broken
+
+
+def unrecorded(cache: Cache, folder: Path) -> list[str]:
+    """Return a line if other bytes lie on the disk than the cache says."""
+    found, known = disk_bytes(folder)[0], sum(entry.size for entry in cache.entries())
+    return [] if found == known else [f"{found} bytes on the disk, {known} of them are known"]
 
 
 def start_worker(arguments: argparse.Namespace, seed: int) -> subprocess.Popen[bytes]:
@@ -175,15 +228,15 @@ def start_worker(arguments: argparse.Namespace, seed: int) -> subprocess.Popen[b
     return subprocess.Popen(command)
 
 
-def stopped_sample(workers: list[subprocess.Popen[bytes]], cache: Path) -> int:
-    """Return the bytes on the disk at one instant: with every worker stopped."""
+def stopped_sample(workers: list[subprocess.Popen[bytes]], cache: Path) -> tuple[int, int]:
+    """Return the bytes on the disk (and packed) at one instant: with every worker stopped."""
     living = [worker for worker in workers if worker.poll() is None]
     for worker in living:
         worker.send_signal(signal.SIGSTOP)
     try:
         for worker in living:
             wait_until_stopped(worker.pid)
-        return disk_bytes(cache) if (cache / "shardkit-cache-1" / "leases").exists() else 0
+        return disk_bytes(cache)
     finally:
         for worker in living:
             worker.send_signal(signal.SIGCONT)

@@ -30,6 +30,9 @@ _FIRST_GUESS = 256 << 10
 
 _MOST_PASSED = 4_096
 
+_REFILL = 32
+"""What is taken is made good as soon as this part of ``max_bytes`` has gone: a few at a time."""
+
 _CLOSE_S = 0.05
 """How long closing waits for its threads: a loader has waited for its own before."""
 
@@ -101,6 +104,7 @@ class Lookahead:
         self._waiting: deque[Slot] = deque()
         self._awaited: set[Slot] = set()
         self._num_bytes = 0
+        self._num_freed = 0  # bytes, since it was last looked whether there is room
         self._num_rows = 0
         self._mean = float(_FIRST_GUESS)
 
@@ -159,7 +163,8 @@ class Lookahead:
         if not self._run(slot):
             self._wait_for(slot)
         self._forget(slot)
-        self._top_up()
+        if self._num_freed * _REFILL >= self._max_bytes or self._num_bytes == 0:
+            self._top_up()
         if slot.error is not None:
             raise slot.error
         value, slot.value = slot.value, None
@@ -233,6 +238,7 @@ class Lookahead:
         """Give the room of a slot back; if nobody has begun it, nobody will."""
         with self._lock:
             self._num_bytes -= slot.counted
+            self._num_freed += slot.counted
             slot.counted = 0
             if slot.state is _State.NEW:
                 slot.state = _State.DONE
@@ -257,6 +263,7 @@ class Lookahead:
     def _begun(self) -> list[Slot]:
         """Under the lock: slots to begin now."""
         begun = []
+        self._num_freed = 0
         while self._waiting:
             slot = self._waiting[0]
             if slot.state is _State.NEW:

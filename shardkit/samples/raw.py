@@ -329,7 +329,10 @@ class RawSource:
             return load_verified(store, request) if request is not None else store.get(url)
         if request is not None:
             return self.cache.get(
-                wanted.key, functools.partial(load_verified, store, request), cancelled=cancelled
+                wanted.key,
+                functools.partial(load_verified, store, request),
+                cancelled=cancelled,
+                as_file=self.options.as_paths,
             )
         return self.cache.get_fresh(
             wanted.key,
@@ -337,6 +340,7 @@ class RawSource:
             functools.partial(_version_of, store, url),
             since_ns=self._since_ns,
             cancelled=cancelled,
+            as_file=self.options.as_paths,
         )
 
     # -- rows → samples -------------------------------------------------------------------------

@@ -4,29 +4,48 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from shardkit.storage.asides import aside_files, remove_asides
 from shardkit.storage.entries import is_sound
 from shardkit.storage.folder import Folder
 from shardkit.storage.leases import journal_of
 from shardkit.storage.ledger import Ledger, Row
+from shardkit.storage.places import Place
+from shardkit.storage.segments import Segments
 
-__all__ = ["differences"]
+__all__ = ["Holdings", "differences", "let_go"]
 
 
-def differences(folder: Folder, ledger: Ledger, limit: int | None, *, mend: bool) -> list[str]:
-    """Within a transaction: compare both ways; ``mend`` makes the disk and the rows agree."""
-    # The disk is listed before the journals are read: what appears meanwhile is noted first.
+class Holdings(NamedTuple):
+    """All that a cache holds, and what it knows of it."""
+
+    folder: Folder
+    ledger: Ledger
+    segments: Segments
+
+
+def differences(held: Holdings, limit: int | None, *, mend: bool) -> list[str]:
+    """Within a transaction: compare both ways; ``mend`` makes the disk and the rows agree.
+
+    The bytes of every packed entry are read and proved.
+    """
+    folder, ledger, segments = held
     on_disk = set(folder.entry_names())
-    leases = set(os.listdir(folder.leases))
-    noted: set[str] = set()
-    for lease in leases:
-        noted.update(journal_of(os.path.join(folder.leases, lease)))
+    files = set(segments.files())
     rows = {row.name: row for row in ledger.rows()}
-    found, wrong = _wrong_rows(folder, rows, noted)
-    for name in on_disk - rows.keys() - noted:
-        found.append(f"entry {name} is on the disk but not recorded")
-        wrong.add(name)
+    wrong = {name: told for row in rows.values() for name, told in _wrong(held, row)}
+    for name in on_disk - {row.name for row in rows.values() if row.place is None}:
+        wrong[name] = f"entry {name} is on the disk but not recorded"
+    # Journals are read last: whatever appeared or went meanwhile was noted first.
+    leases = set(os.listdir(folder.leases))
+    for lease in leases:
+        for name in journal_of(os.path.join(folder.leases, lease)):
+            wrong.pop(name, None)
+    found = list(wrong.values())
+    empty = [f for f in files if f.partition("-")[0] not in leases and ledger.is_empty(f)]
+    found += [f"segment {file} belongs to nobody" for file in empty]
     found += _wrong_reservations(folder, ledger, leases)
     kept = ledger.counted()
     if kept != (sum(row.size for row in rows.values()), len(rows)):
@@ -34,30 +53,48 @@ def differences(folder: Folder, ledger: Ledger, limit: int | None, *, mend: bool
     if limit is not None and ledger.total_bytes() > limit:
         found.append(f"{ledger.total_bytes()} bytes are over the limit {limit}")
     if mend:
-        for name in wrong:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(folder.entry(name))
-        ledger.remove(wrong)
-        remove_asides(folder.asides, {lease for lease, _ in aside_files(folder.asides)} - leases)
+        _mend(held, set(wrong), empty, leases)
     return found
 
 
-def _wrong_rows(
-    folder: Folder, rows: dict[str, Row], noted: set[str]
-) -> tuple[list[str], set[str]]:
-    found, wrong = [], set()
-    for row in rows.values():
-        try:
-            status = os.stat(folder.entry(row.name))
-        except FileNotFoundError:
-            if row.name not in noted:
-                found.append(f"entry {row.name} ({row.key}) is recorded but not on the disk")
-                wrong.add(row.name)
-            continue
-        if status.st_size != row.size or not is_sound(status):
-            found.append(f"entry {row.name} ({row.key}) was changed since it was published")
-            wrong.add(row.name)
-    return found, wrong
+def let_go(held: Holdings, places: Sequence[Place], files: Iterable[str] = ()) -> None:
+    """Within a transaction: free places that no row has now; empty segments go as a whole."""
+    _, ledger, segments = held
+    gone = {
+        file
+        for file in {place.file for place in places}.union(files)
+        if ledger.is_empty(file) and segments.remove(file)
+    }
+    segments.free(place for place in places if place.file not in gone)
+
+
+def _wrong(held: Holdings, row: Row) -> list[tuple[str, str]]:
+    """What is wrong with a row's entry, by its name."""
+    shown = f"entry {row.name} ({row.key})"
+    if row.place is not None:
+        found = held.segments.places.find(row.name)
+        if found is None or not found.is_same(row.place):
+            return [(row.name, f"{shown} is recorded but cannot be found")]
+        if not held.segments.is_sound(row.name, row.place):
+            return [(row.name, f"{shown} was changed since it was published")]
+        return []
+    try:
+        status = os.stat(held.folder.entry(row.name))
+    except FileNotFoundError:
+        return [(row.name, f"{shown} is recorded but not on the disk")]
+    if status.st_size != row.size or not is_sound(status):
+        return [(row.name, f"{shown} was changed since it was published")]
+    return []
+
+
+def _mend(held: Holdings, wrong: set[str], empty: list[str], leases: set[str]) -> None:
+    folder, ledger, segments = held
+    for name in wrong:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(folder.entry(name))
+    segments.places.remove(wrong)
+    let_go(held, ledger.remove(wrong), empty)
+    remove_asides(folder.asides, {lease for lease, _ in aside_files(folder.asides)} - leases)
 
 
 def _wrong_reservations(folder: Folder, ledger: Ledger, leases: set[str]) -> list[str]:

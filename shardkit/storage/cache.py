@@ -8,7 +8,7 @@ in use, objects pass through memory instead. See ``docs/guarantees.md`` for what
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import functools
 import logging
 import os
@@ -25,6 +25,7 @@ from shardkit.storage.entries import (
     StaleError,
     entry_name,
     is_version,
+    mark_of,
     open_entry,
     read_entry,
 )
@@ -33,9 +34,11 @@ from shardkit.storage.flights import Flights
 from shardkit.storage.folder import Folder
 from shardkit.storage.forks import start_anew_in_children
 from shardkit.storage.keeping import Job, Keeper
+from shardkit.storage.places import digest_of
 from shardkit.storage.policies import Policy, check_policy
+from shardkit.storage.quick_calls import exists
+from shardkit.storage.segments import MAX_PACKED, Packed
 from shardkit.storage.sinks import (
-    STEP,
     AsideSink,
     Fill,
     NoRoomError,
@@ -45,23 +48,26 @@ from shardkit.storage.sinks import (
     in_memory,
 )
 from shardkit.storage.space import Space
+from shardkit.storage.writing import Writer
 
 __all__ = ["Cache", "CacheStats", "CachedObject", "Fill", "Sink", "in_memory"]
 
 logger = logging.getLogger(__name__)
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-
 
 @dataclass(frozen=True, slots=True)
 class CachedObject:
-    """An entry as ``Cache.entries`` lists it; times are seconds since 1970."""
+    """An entry as ``Cache.entries`` lists it; times are seconds since 1970.
+
+    Its bytes are ``size`` of the file ``path`` from byte ``start``.
+    """
 
     key: str
     size: int
     created: float
     last_used: float
     path: str
+    start: int
 
 
 @dataclass(slots=True)
@@ -116,12 +122,14 @@ class Cache:
         """Before a fork: no transaction is under way, the ledger is closed."""
         self._lock.acquire()
         if self._opened is not None:
+            self._opened.keeper.rest()
             self._opened.space.rest_for_fork()
 
     def go_on_after_fork(self) -> None:
         """After a fork, in the parent: go on."""
         if self._opened is not None:
             self._opened.space.go_on_after_fork()
+            self._opened.keeper.go_on()
         self._lock.release()
 
     def forget_parent(self) -> None:
@@ -166,6 +174,8 @@ class Cache:
             if (entry := self._hit(opened, name, due, drop=True)) is not None:
                 return entry
             try:
+                if (entry := self._unpacked(opened, key, due)) is not None:
+                    return entry
                 entry = self._fetch(opened, Wanted(name, key, fill, size, due))
             except NoRoomError:
                 if room == "or raise":
@@ -183,10 +193,17 @@ class Cache:
         load: Callable[[], bytes],
         *,
         cancelled: threading.Event | None = None,
+        as_file: bool = False,
     ) -> bytes:
         """Return the bytes of ``key``; if they are not here, ``load`` fetches them.
 
         For small objects: one read, no pin. What finds no room is returned all the same.
+
+        Args:
+            key: names content for good: URL and version.
+            load: fetches the bytes.
+            cancelled: stops waiting for another process that fetches the same object.
+            as_file: keep it as a file of its own, for ``find``; small objects are packed otherwise.
         """
         opened = self._open()
         name = entry_name(key)
@@ -194,10 +211,12 @@ class Cache:
             return data
         return self._get_alone(
             opened,
+            name,
             key,
             lambda: self._read(opened, name, drop=True),
             lambda: (load(), ""),
             cancelled,
+            as_file,
         )
 
     def get_fresh(
@@ -208,6 +227,7 @@ class Cache:
         *,
         since_ns: int,
         cancelled: threading.Event | None = None,
+        as_file: bool = False,
     ) -> bytes:
         """Return the bytes of ``key``, whose content may change at the far end; see ``read``.
 
@@ -220,6 +240,7 @@ class Cache:
             ask: tells the version that the object has now; "" where nobody can tell.
             since_ns: nanoseconds since 1970; 0 never asks.
             cancelled: as of ``get``.
+            as_file: as of ``get``.
         """
         opened = self._open()
         name = entry_name(key)
@@ -230,7 +251,7 @@ class Cache:
             except StaleError:
                 return self._read(opened, name) if self._is_still(opened, name, ask) else None
 
-        return self._get_alone(opened, key, find, load, cancelled)
+        return self._get_alone(opened, name, key, find, load, cancelled, as_file)
 
     def read(self, key: str, since_ns: int = 0) -> bytes | None:
         """Return the bytes of ``key`` if they are here, fetched or asked about since then."""
@@ -240,12 +261,15 @@ class Cache:
             return None
 
     def find(self, key: str) -> Entry | None:
-        """Return the object of ``key``, pinned, if it is here."""
+        """Return the object of ``key``, pinned, if it is here; a packed one becomes a file."""
         opened, name = self._open(), entry_name(key)
         entry = self._hit(opened, name, None)
         if entry is None and not opened.keeper.is_idle:
             opened.keeper.settle()
             entry = self._hit(opened, name, None)
+        if entry is None and opened.segments.places.find(name) is not None:
+            with opened.flights.alone(name), contextlib.suppress(NoRoomError):
+                entry = self._hit(opened, name, None) or self._unpacked(opened, key, None)
         return entry
 
     def holds(self, key: str, since_ns: int = 0) -> bool:
@@ -253,11 +277,15 @@ class Cache:
 
         Nothing is pinned: it may go at any time.
         """
+        opened, name = self._open(), entry_name(key)
+        place = opened.segments.places.find(name)
+        if place is not None:
+            return place.asked_ns >= since_ns
+        path = opened.folder.entry(name)
         try:
-            status = os.stat(self._open().folder.entry(entry_name(key)))
+            return exists(path) and os.stat(path).st_ctime_ns >= since_ns
         except FileNotFoundError:
             return False
-        return status.st_ctime_ns >= since_ns
 
     def is_verified(self, path: str) -> bool:
         """Was this local file, of this size, time and inode, verified on this node before?"""
@@ -272,9 +300,15 @@ class Cache:
     def entries(self) -> list[CachedObject]:
         """Return what the cache holds."""
         opened = self._settled()
+        folder = opened.folder
         return [
-            CachedObject(r.key, r.size, r.created, r.last_used, opened.folder.entry(r.name))
-            for r in opened.space.rows()
+            CachedObject(row.key, row.size, row.created, row.last_used, path, start)
+            for row in opened.space.rows()
+            for path, start in [
+                (folder.entry(row.name), 0)
+                if row.place is None
+                else (folder.segment(row.place.file), row.place.start)
+            ]
         ]
 
     def check(self) -> list[str]:
@@ -323,8 +357,11 @@ class Cache:
             return opened
         with self._lock:
             if self._opened is None:
-                self._opened = _Opened(self.folder, self.limit, self.policy)
+                self._opened = _Opened(self.folder, self.limit, self.policy, self._note_passed)
             return self._opened
+
+    def _note_passed(self) -> None:
+        self.stats.passed_through += 1
 
     def _settled(self) -> _Opened:
         opened = self._open()
@@ -350,7 +387,9 @@ class Cache:
         self, opened: _Opened, name: str, since_ns: int = 0, *, drop: bool = False
     ) -> bytes | None:
         try:
-            data = read_entry(opened.folder.entry(name), since_ns)
+            data = opened.segments.read(name, since_ns)
+            if data is None:
+                data = read_entry(opened.folder.entry(name), since_ns)
         except ValueError:
             if drop:
                 self._drop_damaged(opened, name)
@@ -362,38 +401,59 @@ class Cache:
 
     def _is_still(self, opened: _Opened, name: str, ask: Callable[[], str]) -> bool:
         """Whether an old entry is what the far end has; else it goes. For who holds its flight."""
-        path = opened.folder.entry(name)
         version = ask()
-        try:
-            status = os.stat(path)
-            if not version or is_version(status, version):
-                os.utime(path, ns=(status.st_mtime_ns, status.st_mtime_ns))  # changed: just now
+        place = opened.segments.places.find(name)
+        if place is not None:
+            if not version or place.mark == mark_of(version):
+                opened.segments.places.note_asked(name, place)
                 return True
-        except FileNotFoundError:
-            return False
+        else:
+            path = opened.folder.entry(name)
+            try:
+                status = os.stat(path)
+                if not version or is_version(status, version):
+                    os.utime(path, ns=(status.st_mtime_ns, status.st_mtime_ns))  # changed: just now
+                    return True
+            except FileNotFoundError:
+                return False
         opened.space.drop(name)
         return False
 
     def _drop_damaged(self, opened: _Opened, name: str) -> None:
-        logger.warning("cache entry %s was changed behind our back; dropped", name)
-        self.stats.damaged += 1
-        opened.space.drop(name)
+        if opened.space.drop(name):
+            logger.warning("cache entry %s was changed behind our back; dropped", name)
+            self.stats.damaged += 1
+
+    def _unpacked(self, opened: _Opened, key: str, due: float | None) -> Entry | None:
+        """Make a packed entry a file, and pin it, for who holds its flight; None if there is none.
+
+        Raises:
+            NoRoomError: there is no room for both.
+        """
+        name = entry_name(key)
+        place = opened.segments.places.find(name)
+        data = None if place is None else self._read(opened, name, drop=True)
+        if place is None or data is None:
+            return None
+        wanted = Wanted(name, key, lambda sink: sink.write(data), len(data), due, place.mark)
+        return self._fetch(opened, wanted)
 
     def _fetch(self, opened: _Opened, wanted: Wanted) -> Entry:
         """Fill and publish an entry, and pin it."""
-        sink = self._published(opened, wanted, AsideSink.pin)
+        sink = opened.writer.write_file(wanted, AsideSink.pin)
         return Entry(sink.detach(), opened.folder.entry(wanted.name), sink.size, is_cached=True)
 
     def _get_alone(
         self,
         opened: _Opened,
+        name: str,
         key: str,
         find: Callable[[], bytes | None],
         load: Callable[[], tuple[bytes, str]],
         cancelled: threading.Event | None,
+        as_file: bool,
     ) -> bytes:
         """Find bytes here, or load and keep them; alone until they are kept."""
-        name = entry_name(key)
         opened.flights.take(name, cancelled)
         try:
             if (found := find()) is None:
@@ -406,59 +466,20 @@ class Cache:
         if found is not None:
             opened.flights.release(name)
             return found
-        wanted = Wanted(name, key, lambda sink: sink.write(data), len(data), version=version)
-        write = functools.partial(self._keep, opened, wanted)
+        # proved now, while the processor still has the bytes at hand
+        packed = Packed(name, key, data, mark_of(version), digest_of(name, data))
         done = functools.partial(opened.flights.release, name)
-        opened.keeper.keep(Job(len(data), write, done))
+        is_file = as_file or len(data) > MAX_PACKED or not opened.segments.can_append
+        opened.keeper.keep(Job(packed, done, is_file=is_file))
         return data
-
-    def _keep(self, opened: _Opened, wanted: Wanted) -> None:
-        try:
-            self._published(opened, wanted, AsideSink.close)
-        except NoRoomError:
-            self.stats.passed_through += 1
-
-    def _published(
-        self, opened: _Opened, wanted: Wanted, settle: Callable[[AsideSink], None]
-    ) -> AsideSink:
-        """Fill, settle and publish an entry, evicting more if the disk itself is full."""
-        while True:
-            try:
-                return self._fill_and_publish(opened, wanted, settle)
-            except OSError as error:
-                if error.errno not in _FULL:
-                    raise
-                if not opened.space.make_disk_room(max(wanted.size, STEP)):
-                    raise self._disk_full(wanted) from error
-
-    def _fill_and_publish(
-        self, opened: _Opened, wanted: Wanted, settle: Callable[[AsideSink], None]
-    ) -> AsideSink:
-        sink = AsideSink(opened.space, self.limit, wanted)
-        try:
-            wanted.fill(sink)
-            sink.finish()
-            settle(sink)
-            opened.space.publish(sink.path, wanted.name, wanted.key, sink.size, wanted.due)
-        except BaseException:
-            sink.discard()
-            raise
-        return sink
-
-    def _disk_full(self, wanted: Wanted) -> CacheError:
-        full = CacheError(
-            f"the disk of the cache {self.folder} is full and nothing of the cache is left to "
-            f"evict: no room for {wanted.key} ({show_size(max(wanted.size, 0))}); make room there, "
-            "or choose a smaller cache_limit or another cache_dir"
-        )
-        full.errno = errno.ENOSPC
-        return full
 
 
 class _Opened:
     """What an open cache holds in one process."""
 
-    def __init__(self, root: str, limit: int | None, policy: Policy) -> None:
+    def __init__(
+        self, root: str, limit: int | None, policy: Policy, passed: Callable[[], None]
+    ) -> None:
         if is_network_path(root):
             raise CacheError(
                 f"cache_dir={root!r} lies on a network filesystem ({filesystem_of(root)}), where "
@@ -470,7 +491,9 @@ class _Opened:
             self.folder.make()
             self.flights = Flights(self.folder.flights)
             self.space = Space(self.folder, limit, policy)
-            self.keeper = Keeper()
+            self.segments = self.space.segments
+            self.writer = Writer(self.space, limit, root, passed)
+            self.keeper = Keeper(self.writer.write_jobs)
         except OSError as error:
             if isinstance(error, CacheError):
                 raise
@@ -478,7 +501,11 @@ class _Opened:
 
     def close(self) -> None:
         self.keeper.settle()
-        self.space.close()
+        self.keeper.rest()
+        try:
+            self.space.close()
+        finally:
+            self.keeper.go_on()
         self.flights.close()
 
     def abandon(self) -> None:

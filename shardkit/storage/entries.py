@@ -17,6 +17,8 @@ from types import TracebackType
 
 from xxhash import xxh3_64_intdigest, xxh3_128_hexdigest
 
+from shardkit.storage.quick_calls import exists
+
 __all__ = [
     "Entry",
     "StaleError",
@@ -24,6 +26,7 @@ __all__ = [
     "is_entry_name",
     "is_sound",
     "is_version",
+    "mark_of",
     "open_entry",
     "read_entry",
     "remove_unpinned",
@@ -106,14 +109,18 @@ def is_entry_name(name: str) -> bool:
     return len(name) == 32 and _HEX.issuperset(name)
 
 
-def stamp(size: int, version: str = "") -> int:
+def mark_of(version: str) -> int:
+    """Return what an entry keeps of the object's version: 30 bits of its hash, 0 unknown."""
+    return 1 + xxh3_64_intdigest(version.encode()) % 999_999_999 if version else 0
+
+
+def stamp(size: int, mark: int = 0) -> int:
     """Return the modification time (ns) of a sound entry of ``size`` bytes.
 
     Args:
         size: bytes.
-        version: of the object when it was fetched, "" unknown; 30 bits of its hash are kept.
+        mark: of its version when it was fetched, see ``mark_of``.
     """
-    mark = 1 + xxh3_64_intdigest(version.encode()) % 999_999_999 if version else 0
     return (_STAMP_S + size % 200_000_000) * _S + mark
 
 
@@ -124,7 +131,7 @@ def is_sound(status: os.stat_result) -> bool:
 
 def is_version(status: os.stat_result, version: str) -> bool:
     """Is the entry of this version? Not where the version was unknown then, or is now."""
-    return bool(version) and status.st_mtime_ns == stamp(status.st_size, version)
+    return bool(version) and status.st_mtime_ns == stamp(status.st_size, mark_of(version))
 
 
 def open_entry(path: str) -> Entry | None:
@@ -163,6 +170,8 @@ def read_entry(path: str, since_ns: int = 0) -> bytes | None:
         ValueError: it is there, but was changed since it was published.
         StaleError: it was published, or last asked about, before ``since_ns``: its change time.
     """
+    if not exists(path):
+        return None
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:

@@ -8,12 +8,12 @@ they keep a set of names.
 
 from __future__ import annotations
 
-import fcntl
 import os
-import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from shardkit.storage.quick_calls import try_lock_byte, unlock_byte
 
 __all__ = ["Cancelled", "Flights"]
 
@@ -73,22 +73,18 @@ class Flights:
         """Let ``name`` go."""
         with self._lock:
             self._held.discard(name)
-            _set_lock(self._fd, fcntl.F_UNLCK, name)
+            if self._fd >= 0:
+                unlock_byte(self._fd, _byte_of(name))
 
     def _try(self, name: str) -> bool:
         with self._lock:
             if name in self._held:
                 return False
-            try:
-                _set_lock(self._fd, fcntl.F_WRLCK, name)
-            except (BlockingIOError, PermissionError):
+            if self._fd >= 0 and not try_lock_byte(self._fd, _byte_of(name)):
                 return False
             self._held.add(name)
             return True
 
 
-def _set_lock(fd: int, kind: int, name: str) -> None:
-    if fd < 0:
-        return
-    byte = int(name[:15], 16)
-    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", kind, os.SEEK_SET, byte, 1, 0))
+def _byte_of(name: str) -> int:
+    return int(name[:15], 16)

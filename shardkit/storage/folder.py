@@ -16,26 +16,36 @@ class Folder:
     """Paths of a cache: everything it owns lies in one sub-folder of the user's folder."""
 
     def __init__(self, root: str) -> None:
-        self.root = os.path.join(root, "shardkit-cache-1")
+        self.root = os.path.join(root, "shardkit-cache-2")
         self.entries = os.path.join(self.root, "entries")
         self.asides = os.path.join(self.root, "asides")
         self.leases = os.path.join(self.root, "leases")
         self.ledger = os.path.join(self.root, "ledger.sqlite")
         self.flights = os.path.join(self.root, "flights")
+        self.segments = os.path.join(self.root, "segments")
+        self.places = os.path.join(self.root, "places")
 
     def make(self) -> None:
-        """Make the folders, all of them at once so that nobody ever meets a missing one."""
-        if os.path.isdir(f"{self.entries}/ff"):
-            return
-        for path in (self.leases, self.asides, self.entries):
+        """Make the folders that every cache has."""
+        for path in (self.leases, self.asides, self.segments, self.entries):
             os.makedirs(path, exist_ok=True)
         spread_folders(self.asides)
-        for first in range(256):
-            os.makedirs(os.path.join(self.entries, f"{first:02x}"), exist_ok=True)
+
+    def move_in(self, aside: str, name: str) -> None:
+        """Give a temporary the place of an entry."""
+        try:
+            os.rename(aside, self.entry(name))
+        except FileNotFoundError:  # the first with these two digits
+            os.makedirs(os.path.dirname(self.entry(name)), exist_ok=True)
+            os.rename(aside, self.entry(name))
 
     def entry(self, name: str) -> str:
         """Return the path of an entry."""
         return f"{self.entries}/{name[:2]}/{name}"
+
+    def segment(self, name: str) -> str:
+        """Return the path of a segment."""
+        return f"{self.segments}/{name}"
 
     def entry_names(self) -> Iterator[str]:
         """Yield the names of all entries on the disk."""

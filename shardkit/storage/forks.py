@@ -13,7 +13,7 @@ import threading
 import weakref
 from typing import Protocol, runtime_checkable
 
-__all__ = ["Forgetful", "Forkable", "keep_for_ever", "start_anew_in_children"]
+__all__ = ["Forgetful", "Forkable", "importing", "keep_for_ever", "start_anew_in_children"]
 
 
 class Forgetful(Protocol):
@@ -36,6 +36,10 @@ class Forkable(Forgetful, Protocol):
         """Go on, in the parent."""
         ...
 
+
+importing = threading.RLock()
+"""Held by threads that import what is heavy: a child forked meanwhile would wait for ever for the
+rest of that import, since the locks of modules are inherited as they are."""
 
 _alive: weakref.WeakSet[Forgetful] = weakref.WeakSet()
 _one_fork = threading.Lock()  # held from before a fork until after it
@@ -62,17 +66,20 @@ def _before() -> None:
         if isinstance(thing, Forkable):
             thing.rest_for_fork()
             _resting.append(thing)
+    importing.acquire()
 
 
 def _in_parent() -> None:
+    importing.release()
     while _resting:
         _resting.pop().go_on_after_fork()
     _one_fork.release()
 
 
 def _in_child() -> None:
-    global _one_fork  # noqa: PLW0603 - the inherited one is held, maybe by a thread that is gone
+    global _one_fork  # noqa: PLW0603 - the inherited one is held
     _one_fork = threading.Lock()
+    importing.release()  # it is this thread's: the one that forked
     _resting.clear()
     for thing in list(_alive):
         thing.forget_parent()

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import functools
 import json
 import logging
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from shardkit.errors import CacheError
+from shardkit.storage.places import Place
 
 __all__ = ["Ledger", "Row"]
 
@@ -28,12 +30,14 @@ _BUSY_S = 60.0
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS entries (
     name TEXT PRIMARY KEY, key TEXT NOT NULL, size INTEGER NOT NULL,
-    created REAL NOT NULL, last_used REAL NOT NULL, due REAL, due_by TEXT
-) WITHOUT ROWID;
+    created REAL NOT NULL, last_used REAL NOT NULL, due REAL, due_by TEXT,
+    segment TEXT, start INTEGER, digest INTEGER, mark INTEGER
+);
 CREATE INDEX IF NOT EXISTS by_use ON entries (last_used);
 CREATE INDEX IF NOT EXISTS unplanned ON entries (last_used) WHERE due IS NULL;
 CREATE INDEX IF NOT EXISTS by_due ON entries (due) WHERE due IS NOT NULL;
 CREATE INDEX IF NOT EXISTS by_planner ON entries (due_by) WHERE due_by IS NOT NULL;
+CREATE INDEX IF NOT EXISTS by_segment ON entries (segment) WHERE segment IS NOT NULL;
 CREATE TABLE IF NOT EXISTS leases (name TEXT PRIMARY KEY, bytes INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS verified (path TEXT PRIMARY KEY, identity TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS totals (one INTEGER PRIMARY KEY, bytes INTEGER, entries INTEGER);
@@ -47,11 +51,16 @@ CREATE TRIGGER IF NOT EXISTS resized AFTER UPDATE OF size ON entries BEGIN
     UPDATE totals SET bytes = bytes + new.size - old.size; END;
 """
 
-_COLUMNS = ", ".join(f"json_extract(value, '$[{column}]')" for column in range(7))
+_COLUMNS = (
+    *("name", "key", "size", "created", "last_used", "due", "due_by"),
+    *("segment", "start", "digest", "mark"),
+)
+_UPDATE = f"UPDATE entries SET {', '.join(f'{c}=?' for c in _COLUMNS[2:])} WHERE name=?"  # noqa: S608
+_ROWS = 50
+_SIGN = 1 << 63
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """An entry as the ledger knows it; times are seconds since 1970."""
 
     name: str
@@ -61,6 +70,7 @@ class Row:
     last_used: float
     due: float | None = None
     due_by: str | None = None
+    place: Place | None = None
 
 
 class Ledger:
@@ -91,24 +101,20 @@ class Ledger:
     def transaction(self) -> Iterator[None]:
         """Write alone; all of the block or nothing of it becomes visible."""
         with self._mapped_errors():
-            self._db.execute("BEGIN IMMEDIATE")
             try:
+                self._db.execute("BEGIN IMMEDIATE")
                 yield
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
-            try:
                 self._db.execute("COMMIT")
             except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
+                if self._connection is not None and self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
                 raise
 
     @contextmanager
     def short_wait(self, wait_s: float) -> Iterator[None]:
         """Wait for others' transactions only so long within the block."""
-        self._db.execute(f"PRAGMA busy_timeout={int(wait_s * 1000)}")
+        with self._mapped_errors():
+            self._db.execute(f"PRAGMA busy_timeout={int(wait_s * 1000)}")
         try:
             yield
         finally:
@@ -124,19 +130,27 @@ class Ledger:
         row = self._db.execute("SELECT bytes, entries FROM totals").fetchone()
         return int(row[0]), int(row[1])
 
-    def add(self, rows: Iterable[Row]) -> None:
-        """Record entries; one that is there is replaced.
+    def add(self, rows: Sequence[Row]) -> list[Place]:
+        """Record entries; one that is there is replaced. Return the places that none has now.
 
-        One statement for all: after each, Python's threads take turns.
+        Many in one statement: after each, Python's threads take turns.
         """
-        values = [(r.name, r.key, r.size, r.created, r.last_used, r.due, r.due_by) for r in rows]
-        self._db.execute(
-            f"INSERT INTO entries SELECT {_COLUMNS} FROM json_each(?) WHERE true "  # noqa: S608
-            "ON CONFLICT (name) DO UPDATE SET "
-            "size=excluded.size, created=excluded.created, last_used=excluded.last_used, "
-            "due=excluded.due, due_by=excluded.due_by",
-            (json.dumps(values),),
-        )
+        left: list[Place] = []
+        for start in range(0, len(rows), _ROWS):
+            some = rows[start : start + _ROWS]
+            values = [value for row in some for value in _values(row)]
+            added = self._db.execute(_insert(len(some)), values).rowcount
+            if added < len(some):
+                left += self._replace(some)
+        return left
+
+    def _replace(self, rows: Sequence[Row]) -> list[Place]:
+        had = self._places_of(row.name for row in rows)
+        self._db.executemany(_UPDATE, [(*_values(row)[2:], row.name) for row in rows])
+        last = {row.name: row.place for row in rows}
+        had += [row.place for row in rows if row.place is not None]
+        taken = {(place.file, place.start) for place in last.values() if place is not None}
+        return [place for place in had if (place.file, place.start) not in taken]
 
     def touch(self, uses: Iterable[tuple[str, float, float | None]], planner: str) -> None:
         """Record uses ``(name, time, due)``: when an entry was used, when it will be again.
@@ -158,24 +172,37 @@ class Ledger:
         """Drop what an ended consumer said about its next uses."""
         self._db.execute("UPDATE entries SET due=NULL, due_by=NULL WHERE due_by=?", (planner,))
 
-    def remove(self, names: Iterable[str]) -> None:
-        """Delete rows."""
+    def remove(self, names: Iterable[str]) -> list[Place]:
+        """Delete rows; return the places that they had."""
+        names = list(names)
+        places = self._places_of(names)
         self._db.execute(
             "DELETE FROM entries WHERE name IN (SELECT value FROM json_each(?))",
-            (json.dumps(list(names)),),
+            (json.dumps(names),),
+        )
+        return places
+
+    def end_of(self, segment: str) -> int:
+        """Return the byte of a segment's file behind its last entry; 0 if it has none."""
+        return self._number(
+            "SELECT COALESCE(MAX(start + size), 0) FROM entries WHERE segment=?", segment
         )
 
-    def has(self, name: str) -> bool:
-        """Is there a row of this name?"""
-        found = self._db.execute("SELECT 1 FROM entries WHERE name=?", (name,)).fetchone()
-        return found is not None
+    def is_empty(self, segment: str) -> bool:
+        """Has a segment no entries?"""
+        found = self._db.execute("SELECT 1 FROM entries WHERE segment=? LIMIT 1", (segment,))
+        return found.fetchone() is None
 
-    def coldest(self, query: str) -> Iterator[tuple[str, int]]:
-        """Yield ``(name, size)`` of a policy's query, few at a time."""
-        skip = 0
-        while rows := self._db.execute(f"{query} LIMIT 64 OFFSET ?", (skip,)).fetchall():
+    def row(self, name: str) -> Row | None:
+        """Return the row of this name."""
+        found = self._db.execute("SELECT * FROM entries WHERE name=?", (name,)).fetchone()
+        return None if found is None else _row(found)
+
+    def coldest(self, query: str) -> Iterator[tuple[str, int, bool]]:
+        """Yield ``(name, size, is packed)`` of a policy's query, few at a time."""
+        found = self._db.execute(query)
+        while rows := found.fetchmany(64):
             yield from rows
-            skip += len(rows)
 
     def rows(self) -> Iterator[Row]:
         """Yield all entries by name."""
@@ -184,7 +211,7 @@ class Ledger:
             "SELECT * FROM entries WHERE name > ? ORDER BY name LIMIT 1000", (last,)
         ).fetchall():
             for values in found:
-                yield Row(*values)
+                yield _row(values)
             last = found[-1][0]
 
     def leases(self) -> dict[str, int]:
@@ -198,6 +225,10 @@ class Ledger:
             "bytes = bytes + excluded.bytes",
             (name, num_bytes),
         )
+
+    def set_lease(self, name: str, num_bytes: int) -> None:
+        """Note how many bytes a lease has."""
+        self._db.execute("INSERT OR REPLACE INTO leases VALUES (?, ?)", (name, num_bytes))
 
     def drop_lease(self, name: str) -> None:
         """Forget a lease and the plans of its process."""
@@ -223,8 +254,16 @@ class Ledger:
         """Remember a fact."""
         self._db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
 
-    def _number(self, query: str) -> int:
-        return int(self._db.execute(query).fetchone()[0])
+    def _number(self, query: str, *values: str) -> int:
+        return int(self._db.execute(query, values).fetchone()[0])
+
+    def _places_of(self, names: Iterable[str]) -> list[Place]:
+        found = self._db.execute(
+            "SELECT segment, start, size, digest, mark FROM entries WHERE segment IS NOT NULL "
+            "AND name IN (SELECT value FROM json_each(?))",
+            (json.dumps(list(names)),),
+        )
+        return [place for row in found if (place := _place(*row)) is not None]
 
     @contextmanager
     def _mapped_errors(self) -> Iterator[None]:
@@ -242,6 +281,34 @@ class Ledger:
                     f"{self._path}* and the entries beside it: it is only a cache"
                 )
             raise mapped from error
+
+
+@functools.cache
+def _insert(num_rows: int) -> str:
+    row = f"({', '.join('?' * len(_COLUMNS))})"
+    return f"INSERT OR IGNORE INTO entries VALUES {', '.join([row] * num_rows)}"  # noqa: S608
+
+
+def _values(row: Row) -> tuple[str | float | None, ...]:
+    """A row's columns; digests, which have no sign, as SQLite's integers, which have one."""
+    place = row.place
+    if place is None:
+        return (*row[:7], None, None, None, None)
+    return (*row[:7], place.file, place.start, place.digest - _SIGN, place.mark)
+
+
+def _row(values: Sequence[Any]) -> Row:
+    segment, start, digest, mark = values[7:]
+    name, key, size, created, last_used, due, due_by = values[:7]
+    place = _place(segment, start, size, digest, mark)
+    return Row(name, key, size, created, last_used, due, due_by, place)
+
+
+def _place(segment: str | None, start: int, size: int, digest: int, mark: int) -> Place | None:
+    if segment is None:
+        return None
+    lease, _, number = segment.partition("-")
+    return Place(int(lease, 16), int(number), start, size, digest + _SIGN, mark, 0)
 
 
 def _connect(path: str) -> sqlite3.Connection:

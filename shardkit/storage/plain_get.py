@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from shardkit.errors import StoreError, TransientError
 from shardkit.storage.forks import start_anew_in_children
 from shardkit.storage.http_client import MAX_IDLE, proxy_of, raise_for_status
+from shardkit.storage.quick_calls import drop_received, send_some
 
 __all__ = ["PlainGetter"]
 
@@ -89,7 +90,7 @@ class PlainGetter:
             raise_for_status(head.status, head.reason, name)
             if head.length is None or head.etag is None:
                 raise StoreError(f"cannot read {name} plainly: the server tells no length or etag")
-            sock.recv(head.size)
+            drop_received(sock, head.size)
             data = _receive(sock, head.length)
             if len(data) != head.length:
                 raise TransientError(f"{name}: the body ended at byte {len(data)} of {head.length}")
@@ -141,7 +142,9 @@ class PlainGetter:
 def _ask(sock: socket.socket, request: bytes) -> _Head | None:
     """Send a request and look at the head of the answer; None where the connection has ended."""
     try:
-        sock.sendall(request)
+        sent = send_some(sock, request)
+        if sent < len(request):
+            sock.sendall(request[sent:])
         start = sock.recv(_MOST_HEAD, socket.MSG_PEEK)
     except (BrokenPipeError, ConnectionResetError):
         return None

@@ -15,9 +15,10 @@ __all__ = ["POLICIES", "Policy", "check_policy"]
 
 Policy = Literal["next-use", "lru"]
 
-_UNPLANNED = "SELECT name, size FROM entries WHERE due IS NULL ORDER BY last_used"
-_PLANNED = "SELECT name, size FROM entries WHERE due IS NOT NULL ORDER BY due DESC"
-_BY_USE = "SELECT name, size FROM entries ORDER BY last_used"
+_ENTRIES = "SELECT name, size, segment IS NOT NULL FROM entries"
+_UNPLANNED = f"{_ENTRIES} WHERE due IS NULL ORDER BY last_used"
+_PLANNED = f"{_ENTRIES} WHERE due IS NOT NULL ORDER BY due DESC"
+_BY_USE = f"{_ENTRIES} ORDER BY last_used"
 
 POLICIES: dict[str, tuple[str, ...]] = {
     # what nobody plans to use goes first, then what is needed latest (Belady's rule)

@@ -43,7 +43,7 @@ class Wanted:
     fill: Fill
     size: int
     due: float | None = None
-    version: str = ""
+    mark: int = 0
 
 
 class NoRoomError(Exception):
@@ -67,7 +67,7 @@ class AsideSink:
         self._space = space
         self._limit = limit
         self._key = wanted.key
-        self._version = wanted.version
+        self._mark = wanted.mark
         self._expected = size
         self.size = 0
         self._reserved = 0
@@ -113,7 +113,7 @@ class AsideSink:
                 "replaced; verify the dataset"
             )
         self._give_back(self._reserved - self.size)
-        when = stamp(self.size, self._version)
+        when = stamp(self.size, self._mark)
         os.utime(self._fd, ns=(when, when))
 
     def pin(self) -> None:
@@ -134,7 +134,9 @@ class AsideSink:
         """Delete the temporary and give its room back; a published one is left alone."""
         if self._fd >= 0:
             self.close()
-        if os.path.lexists(self.path):
+        if self.path and not os.path.lexists(self.path):
+            return  # it is an entry now, and so is its room
+        if self.path:
             os.unlink(self.path)
         self._give_back(self._reserved)
 

@@ -5,7 +5,8 @@ State, all under one lock: the lease of this process (bytes granted), how many o
 ones waiting to be forgotten, uses waiting to be flushed.
 
 The order of steps makes the sum of leases and rows at every instant at least what lies on the disk:
-reserve, write aside, journal, rename, record; journal, unlink, forget.
+reserve, write, journal, rename, record; journal, unlink or hide, punch, forget. What is appended to
+a segment needs no journal: the segment is its lease's, and what was not recorded is cut off it.
 """
 
 from __future__ import annotations
@@ -16,15 +17,19 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Sequence
 
 from shardkit.errors import CacheError
-from shardkit.storage.asides import Asides, remove_asides
-from shardkit.storage.audit import differences
+from shardkit.storage.asides import Asides
+from shardkit.storage.audit import Holdings, differences, let_go
 from shardkit.storage.entries import remove_unpinned
 from shardkit.storage.folder import Folder
-from shardkit.storage.leases import Lease, dead_leases
+from shardkit.storage.leases import Lease
 from shardkit.storage.ledger import Ledger, Row
+from shardkit.storage.mending import check_boot, find_again, reap
+from shardkit.storage.places import Place, remove_litter
 from shardkit.storage.policies import POLICIES
+from shardkit.storage.segments import Packed, Segments
 
 __all__ = ["Space"]
 
@@ -32,6 +37,9 @@ logger = logging.getLogger(__name__)
 
 _QUANTUM = 32 << 20
 """Bytes a lease grows by at least, so that small entries do not cost a transaction each."""
+
+_SHARES = 8
+"""Objects that are kept together never evict more than this part of the limit at once."""
 
 _SHARE = 256
 """A lease keeps at most this part of the limit in idle bytes; small limits are kept exactly."""
@@ -46,10 +54,6 @@ _PACE_S, _IDLE_PACE_S = 0.2, 1.0
 asks what was used last."""
 
 _MAX_USES = 20_000
-_BOOT_ID = "/proc/sys/kernel/random/boot_id"
-_SETTLED_S = 120.0
-"""Entries older than this at the end of a boot were on the disk: Linux writes dirty pages back
-within 35 s. Younger ones may be holes after a power cut."""
 
 
 class Space:
@@ -65,9 +69,13 @@ class Space:
         self._granted = 0
         self._used = 0
         self._asides = Asides(folder.asides, self._lease.name)
+        self.segments = Segments(folder, self._lease.name)
+        self._held = Holdings(folder, self._ledger, self.segments)
         self._unrecorded: list[Row] = []
         self._unrecorded_bytes = 0
-        self._gone: list[str] = []
+        self._gone: dict[str, None] = {}
+        self._ended: set[str] = set()
+        self._is_closed = False
         self._uses: dict[str, tuple[float, float | None]] = {}
         self._uses_flushed_at = time.monotonic()
         self._flushed_at = time.monotonic()
@@ -75,14 +83,19 @@ class Space:
         self._quantum = min(_QUANTUM, idle)
         self._pace_s = _IDLE_PACE_S if limit is None else _PACE_S
         with self._lock, self._ledger.transaction():
+            if self.segments.are_lost():
+                find_again(self._held)
+            remove_litter(folder.places)
             self._reap()
-            self._after_boot()
+            check_boot(self._held, limit)
 
     # -- room ---------------------------------------------------------------------------------
 
     def reserve(self, num_bytes: int) -> bool:
         """Take room for ``num_bytes``, evicting what is cold; False if all the rest is in use."""
         with self._lock:
+            if self._is_closed:
+                return False
             short = num_bytes - (self._granted - self._used)
             if short > 0 and not self._grow(short):
                 return False
@@ -92,6 +105,8 @@ class Space:
     def give_back(self, num_bytes: int) -> None:
         """Return room that was reserved and not filled."""
         with self._lock:
+            if self._is_closed:
+                return
             self._used -= num_bytes
             idle = self._granted - self._used
             if idle > self._quantum and not self._unrecorded:
@@ -109,19 +124,58 @@ class Space:
         with self._lock:
             return self._asides.make()
 
+    def keep(self, objects: Sequence[Packed]) -> bool:
+        """Make packed entries of objects in memory, all or none; False if there is no room.
+
+        One thread at a time.
+
+        Raises:
+            OSError: the disk is full.
+            NotImplementedError: this filesystem can't have packed entries.
+        """
+        num_bytes = sum(len(packed.data) for packed in objects)
+        if len(objects) > 1 and self._limit is not None and num_bytes > self._limit // _SHARES:
+            return False
+        if not self.reserve(num_bytes):
+            return False
+        places: list[Place] = []
+        published = False
+        try:
+            places = self.segments.append(objects)
+            now = time.time()
+            with self._lock:
+                if self._is_closed:
+                    return False
+                for packed in objects:
+                    self._gone.pop(packed.name, None)
+                self._unrecorded += [
+                    Row(packed.name, packed.key, place.size, now, now, place=place)
+                    for packed, place in zip(objects, places, strict=True)
+                ]
+                self._unrecorded_bytes += num_bytes
+                published = True
+                self._flush_if_due()
+        finally:
+            if not published:
+                self.segments.places.remove(packed.name for packed in objects)
+                self.segments.free(places)
+                self.give_back(num_bytes)
+        return True
+
     def publish(self, aside: str, name: str, key: str, size: int, due: float | None) -> None:
         """Make a complete, stamped temporary of reserved size an entry."""
         now = time.time()
         row = Row(name, key, size, now, now, due, None if due is None else self._lease.name)
         with self._lock:
+            if self._is_closed:
+                raise CacheError(f"the cache was closed while {key} was being fetched")
             self._lease.note([name])
-            os.rename(aside, self._folder.entry(name))
+            self.segments.places.remove([name])
+            self._folder.move_in(aside, name)
+            self._gone.pop(name, None)
             self._unrecorded.append(row)
             self._unrecorded_bytes += size
-            late = time.monotonic() - self._flushed_at > _FLUSH_S
-            many = len(self._unrecorded) >= _BATCH or self._unrecorded_bytes > self._quantum
-            if late or many:
-                self._flush_or_put_off()
+            self._flush_if_due()
 
     def used(self, name: str, due: float | None) -> None:
         """Note a hit, in memory; now and then such notes go to the ledger together.
@@ -134,18 +188,26 @@ class Space:
         due_now = waited > _USES_S or (waited > self._pace_s and len(self._uses) >= _BATCH)
         if due_now and self._lock.acquire(blocking=False):
             try:
-                self._flush_uses()
+                if not self._is_closed:
+                    self._flush_uses()
             finally:
                 self._lock.release()
 
-    def drop(self, name: str) -> None:
-        """Delete an entry that is damaged; who has it open keeps what they have."""
+    def drop(self, name: str) -> bool:
+        """Delete an entry that is damaged; who has it open keeps what they have. Was it one?"""
         with self._lock:
+            if self._is_closed:
+                return False
+            known = any(row.name == name for row in self._unrecorded)
+            known = known or self._ledger.row(name) is not None
             self._lease.note([name])
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._folder.entry(name))
-            self._gone.append(name)
+                known = True
+            self.segments.places.remove([name])
+            self._gone[name] = None
             self._flush()
+        return known
 
     def clear(self) -> int:
         """Delete every entry that nobody has open; return how many bytes went."""
@@ -185,9 +247,12 @@ class Space:
     def close(self) -> None:
         """Record everything, give all room back, end the lease."""
         with self._lock:
+            self._is_closed = True
+            self.segments.seal()
             with self._ledger.transaction():
                 self._record()
                 self._ledger.drop_lease(self._lease.name)
+            self.segments.close()
             self._asides.remove_empty()
             self._lease.end()
             self._ledger.close()
@@ -195,6 +260,7 @@ class Space:
     def abandon(self) -> None:
         """Leave everything to the parent: called in a forked child, which then starts anew."""
         self._lease.abandon()
+        self.segments.abandon()
 
     def rest_for_fork(self) -> None:
         """Hold still with the ledger closed; ``go_on_after_fork`` ends it."""
@@ -211,15 +277,14 @@ class Space:
             self._flush()
             with self._ledger.transaction():
                 self._reap()
-                found = differences(self._folder, self._ledger, self._limit, mend=True)
-        return found
+                return differences(self._held, self._limit, mend=True)
 
     def check(self) -> list[str]:
         """Return every disagreement of ledger, disk and limit; changes nothing."""
         with self._lock:
             self._flush()
             with self._ledger.transaction():
-                return differences(self._folder, self._ledger, self._limit, mend=False)
+                return differences(self._held, self._limit, mend=False)
 
     # -- under the lock -----------------------------------------------------------------------
 
@@ -240,7 +305,7 @@ class Space:
             asked = self._room_for(short)
             if asked >= short:
                 self._ledger.grow_lease(self._lease.name, asked)
-            self._ledger.remove(self._gone)
+            self._forget_gone()
         self._settle()
         return asked if asked >= short else 0
 
@@ -275,9 +340,15 @@ class Space:
         """Delete entries that the full disk doesn't even let us record; return their bytes."""
         gone = 0
         for row in list(self._unrecorded):
-            if gone < num_bytes and remove_unpinned(self._folder.entry(row.name)):
-                gone += row.size
-                self._unrecorded.remove(row)
+            if gone >= num_bytes:
+                break
+            if row.place is not None:
+                self.segments.places.remove([row.name])
+                self.segments.free([row.place])
+            elif not remove_unpinned(self._folder.entry(row.name)):
+                continue
+            gone += row.size
+            self._unrecorded.remove(row)
         self._unrecorded_bytes -= gone
         self._used -= gone
         return gone
@@ -288,25 +359,52 @@ class Space:
         ``None`` is all. Their rows go with the next ``_record``.
         """
         gone = 0
+        packed: list[str] = []
         for query in self._queries:
-            for name, size in self._ledger.coldest(query):
+            for name, size, is_packed in self._ledger.coldest(query):
                 if num_bytes is not None and gone >= num_bytes:
-                    return gone
+                    break
                 if name in self._gone:
                     continue
                 self._lease.note([name])
-                if remove_unpinned(self._folder.entry(name)):
-                    self._gone.append(name)
-                    gone += size
+                if is_packed:
+                    packed.append(name)
+                elif not remove_unpinned(self._folder.entry(name)):
+                    continue
+                self._gone[name] = None
+                gone += size
+        if packed:
+            self.segments.places.remove(packed)
         return gone
 
     def _record(self) -> None:
         """Within a transaction: published entries become rows, evicted ones go, uses are noted."""
+        left: list[Place] = []
         if self._unrecorded:
-            self._ledger.add(self._unrecorded)
-            self._ledger.grow_lease(self._lease.name, -self._unrecorded_bytes)
-        self._ledger.remove(self._gone)
+            rows = []
+            for row in self._unrecorded:
+                if row.place is not None and not self._is_still(row.name, row.place):
+                    left.append(row.place)
+                else:
+                    rows.append(row)
+            left += self._ledger.add(rows)
+            self._ledger.set_lease(self._lease.name, self._granted - self._unrecorded_bytes)
+        self._forget_gone(left)
         self._touch()
+
+    def _is_still(self, name: str, place: Place) -> bool:
+        """Does an entry still lie there, or was it replaced meanwhile, here or elsewhere?"""
+        found = self.segments.places.find(name)
+        return found is not None and found.is_same(place)
+
+    def _forget_gone(self, left: Sequence[Place] = ()) -> None:
+        """Within a transaction, after recording: free what evicted entries took, then their rows.
+
+        A segment in which no row is left goes as a whole.
+        """
+        places = [*left, *(self._ledger.remove(self._gone) if self._gone else ())]
+        self._ended.update(self.segments.take_sealed())
+        let_go(self._held, places, self._ended)
 
     def _touch(self) -> None:
         """Within a transaction: write some of the uses down."""
@@ -321,20 +419,27 @@ class Space:
         self._used -= self._unrecorded_bytes
         self._unrecorded = []
         self._unrecorded_bytes = 0
-        self._gone = []
+        self._gone = {}
+        self._ended.clear()
         self._lease.forget()
         self._flushed_at = time.monotonic()
 
     def _flush(self) -> None:
         with self._ledger.transaction():
             self._record()
+            if self.segments.are_lost():
+                find_again(self._held)
         self._settle()
 
-    def _flush_or_put_off(self) -> None:
-        """Record; if the ledger can't be written now, the lease goes on to hold the room."""
+    def _flush_if_due(self) -> None:
+        """Record now and then; if the ledger can't be written, the lease still holds the room."""
+        late = time.monotonic() - self._flushed_at > _FLUSH_S
+        many = len(self._unrecorded) >= _BATCH or self._unrecorded_bytes > self._quantum
+        if not (late or many):
+            return
         try:
             self._flush()
-        except CacheError as error:
+        except OSError as error:
             logger.warning("the ledger is put off: %s", error)
             self._flushed_at = time.monotonic()
 
@@ -355,43 +460,4 @@ class Space:
 
     def _reap(self) -> None:
         """Within a transaction: clean up after processes that died."""
-        for name, journal in dead_leases(self._folder.leases):
-            logger.info("cleaning up after a process that died (lease %s)", name)
-            self._mend_names(journal)
-            remove_asides(self._folder.asides, {name})
-            self._ledger.drop_lease(name)
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(os.path.join(self._folder.leases, name))
-        alive = set(os.listdir(self._folder.leases))
-        for name in self._ledger.leases():
-            if name not in alive:
-                remove_asides(self._folder.asides, {name})
-                self._ledger.drop_lease(name)
-
-    def _mend_names(self, names: list[str]) -> None:
-        for name in set(names):
-            on_disk = os.path.exists(self._folder.entry(name))
-            if on_disk and not self._ledger.has(name):
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(self._folder.entry(name))
-            elif not on_disk:
-                self._ledger.remove([name])
-
-    def _after_boot(self) -> None:
-        """Within a transaction: on a machine that was started anew, trust only what had settled."""
-        try:
-            with open(_BOOT_ID, encoding="ascii") as file:
-                boot = file.read().strip()
-        except OSError:
-            return
-        if self._ledger.fact("boot") == boot:
-            return
-        rows = list(self._ledger.rows())
-        last = max((max(r.created, r.last_used) for r in rows), default=0.0)
-        for row in rows:
-            if row.created > last - _SETTLED_S:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(self._folder.entry(row.name))
-                self._ledger.remove([row.name])
-        differences(self._folder, self._ledger, self._limit, mend=True)
-        self._ledger.note_fact("boot", boot)
+        reap(self._held)

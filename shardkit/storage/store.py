@@ -6,12 +6,13 @@ for it; paths of this machine are plain files. Bare paths and URLs of any scheme
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 from shardkit.errors import ConfigError, StoreError
-from shardkit.storage.forks import start_anew_in_children
+from shardkit.storage.forks import importing, start_anew_in_children
 from shardkit.storage.local import LocalStore
 from shardkit.storage.options import Options, parse_options
 from shardkit.storage.protocol import Chunk, ObjectInfo, Store
@@ -135,6 +136,11 @@ class _RoutedStore:
 
 def _open_far(name: str, options: Options) -> Store:
     """Import and make a store; each brings a heavy library that local use never needs."""
+    with importing:
+        return _import_far(name, options)
+
+
+def _import_far(name: str, options: Options) -> Store:
     if name == "obstore":
         from shardkit.storage.obstore_store import ObstoreStore  # noqa: PLC0415 - heavy
 
@@ -149,9 +155,15 @@ def _open_far(name: str, options: Options) -> Store:
 
 
 def _obstore_is_usable() -> bool:
-    from shardkit.storage.obstore_store import is_usable  # noqa: PLC0415 - heavy
+    return _imported_check()()
 
-    return is_usable()
+
+@functools.cache
+def _imported_check() -> Callable[[], bool]:
+    with importing:
+        from shardkit.storage.obstore_store import is_usable  # noqa: PLC0415 - heavy
+
+        return is_usable
 
 
 def _obstore_can_spell(url: str) -> bool:

@@ -49,7 +49,7 @@ def test_a_closed_cache_leaves_no_folder_of_temporaries(tmp_path: Path) -> None:
     with Cache(str(tmp_path)) as cache:
         for i in range(600):
             cache.get(str(i), lambda: b"x")
-    assert os.listdir(tmp_path / "shardkit-cache-1" / "asides") == []
+    assert os.listdir(tmp_path / "shardkit-cache-2" / "asides") == []
 
 
 def test_no_folder_goes_before_its_files_are_made(

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from shardkit.errors import CacheError, ConfigError, CorruptError
-from shardkit.storage.cache import Cache, Sink
-from shardkit.storage.entries import entry_name
+from shardkit.storage.cache import Cache, CachedObject, Sink
 from shardkit.storage.filesystems import filesystem_of, is_network_path
 from shardkit.storage.policies import POLICIES
+from tests.storage.disk import BLOCK, damage, disk_bytes, entry_files, packed_bytes, segments
 
 
 def filler(data: bytes) -> Callable[[Sink], None]:
@@ -29,27 +29,53 @@ def folder(tmp_path: Path) -> Iterator[str]:
         assert cache.check() == []
 
 
-def entry_files(folder: str) -> list[Path]:
-    return [p for p in Path(folder).rglob("*") if p.is_file() and len(p.name) == 32]
+def where(cache: Cache, key: str) -> CachedObject:
+    (found,) = [entry for entry in cache.entries() if entry.key == key]
+    return found
 
 
-def disk_bytes(folder: str) -> int:
-    """Bytes of entries and temporaries, as anybody sees them from outside."""
-    asides = Path(folder) / "shardkit-cache-1" / "asides"
-    files = [*entry_files(folder), *asides.glob("*/*")]
-    return sum(p.stat().st_size for p in files)
+@pytest.mark.parametrize("as_file", [False, True], ids=["packed", "file"])
+class TestTheLimitOfSmallObjects:
+    def test_four_epochs_over_four_times_the_limit_never_exceed_it(
+        self, folder: str, as_file: bool
+    ) -> None:
+        """The scenario: 40 objects of 4096 B, a limit of 40,960 B, 4 epochs."""
+        limit, most = 10 * BLOCK, 0
+        with Cache(folder, limit) as cache:
+            for _ in range(4):
+                for i in range(40):
+                    data = bytes([i]) * BLOCK
+                    assert cache.get(f"k{i}", lambda data=data: data, as_file=as_file) == data
+                    most = max(most, disk_bytes(folder))
+                    assert most <= limit
+            assert len(cache.entries()) == 10
+            assert most == limit  # all of it is used, and counted
+            assert packed_bytes(folder) == (0 if as_file else limit)
+
+    def test_sizes_of_all_kinds_obey_it_block_by_block(self, folder: str, as_file: bool) -> None:
+        limit = 100 * BLOCK
+        with Cache(folder, limit) as cache:
+            for i in range(300):
+                size = i * 7919 % 40 * BLOCK
+                data = bytes([i % 256]) * size
+                assert cache.get(f"k{i}", lambda data=data: data, as_file=as_file) == data
+                assert disk_bytes(folder) <= limit
+            assert cache.check() == []
+            held = sum(entry.size for entry in cache.entries())
+            assert disk_bytes(folder) == held > limit - 40 * BLOCK
+
+    def test_two_instances_in_one_process_share_folder_and_limit(
+        self, folder: str, as_file: bool
+    ) -> None:
+        limit = 10 * BLOCK
+        with Cache(folder, limit) as one, Cache(folder, limit) as two:
+            for i in range(50):
+                (one, two)[i % 2].get(f"k{i}", lambda: b"x" * BLOCK, as_file=as_file)
+                assert disk_bytes(folder) <= limit
+            assert one.get("k49", lambda: b"fetched again") == b"x" * BLOCK
 
 
 class TestTheLimit:
-    def test_four_epochs_over_four_times_the_limit_never_exceed_it(self, folder: str) -> None:
-        """The scenario: 40 objects of 1000 B, a limit of 10,000 B, 4 epochs."""
-        with Cache(folder, 10_000) as cache:
-            for _ in range(4):
-                for i in range(40):
-                    assert cache.get(f"k{i}", lambda i=i: bytes([i]) * 1000) == bytes([i]) * 1000
-                    assert disk_bytes(folder) <= 10_000
-            assert len(cache.entries()) == 10
-
     def test_none_keeps_everything(self, folder: str) -> None:
         with Cache(folder, None) as cache:
             for i in range(40):
@@ -85,13 +111,6 @@ class TestTheLimit:
                     assert entry.size == 3000
                 assert disk_bytes(folder) <= 20_000
             assert len(cache.entries()) == 6
-
-    def test_two_instances_in_one_process_share_folder_and_limit(self, folder: str) -> None:
-        with Cache(folder, 10_000) as one, Cache(folder, 10_000) as two:
-            for i in range(50):
-                (one, two)[i % 2].get(f"k{i}", lambda: b"x" * 1000)
-                assert disk_bytes(folder) <= 10_000
-            assert one.get("k49", lambda: b"fetched again") == b"x" * 1000
 
 
 class TestPins:
@@ -199,65 +218,99 @@ class TestSingleFlight:
 
 
 class TestDamage:
+    @pytest.mark.parametrize("how", ["flip", "cut", "delete"])
+    @pytest.mark.parametrize("neighbours", [0, 3])
+    def test_a_packed_entry_damaged_behind_our_back_is_dropped_and_fetched_again(
+        self, folder: str, how: str, neighbours: int, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.CRITICAL)
+        for ask in ("get", "open", "find", "get_fresh"):
+            with Cache(folder) as cache:
+                for i in range(neighbours):
+                    cache.get(f"{ask}{i}", lambda i=i: bytes([i]) * 5000)
+                cache.get(ask, lambda: b"sound" * 1000)
+                entry = where(cache, ask)
+                assert Path(entry.path) in segments(folder)
+                assert (entry.start, entry.size) == (neighbours * 2 * BLOCK, 5000)
+                damage(entry.path, entry.start, entry.size, how)
+                told = cache.check()
+                assert len(told) == (1 if how != "delete" else 1 + neighbours)
+                assert any(ask in line and "was changed" in line for line in told)
+                if ask == "get":
+                    assert cache.get(ask, lambda: b"fresh") == b"fresh"
+                elif ask == "get_fresh":
+                    found = cache.get_fresh(ask, lambda: (b"fresh", "1"), lambda: "1", since_ns=0)
+                    assert found == b"fresh"
+                elif ask == "find":
+                    assert cache.find(ask) is None
+                else:
+                    with cache.open(ask, filler(b"fresh"), size=5) as opened:
+                        assert bytes(opened.data) == b"fresh"
+                assert cache.stats.damaged == 1
+                for i in range(neighbours):
+                    data = bytes([i]) * 5000
+                    assert cache.get(f"{ask}{i}", lambda data=data: data) == data
+                assert cache.stats.damaged == (1 if how != "delete" else 1 + neighbours)
+                assert cache.check() == []
+
     @pytest.mark.parametrize("how", ["flip", "cut", "grow", "delete"])
-    def test_an_entry_damaged_behind_our_back_is_dropped_and_fetched_again(
+    def test_a_file_damaged_behind_our_back_is_dropped_and_fetched_again(
         self, folder: str, how: str, caplog: pytest.LogCaptureFixture
     ) -> None:
         caplog.set_level(logging.CRITICAL)
         for ask in ("get", "open"):
             with Cache(folder) as cache:
-                cache.get(ask, lambda: b"sound" * 1000)
-                (file,) = [p for p in entry_files(folder) if p.name == entry_name(ask)]
-                if how == "delete":
-                    file.unlink()
-                else:
-                    with file.open("r+b") as out:
-                        if how == "flip":
-                            out.write(b"S")
-                        elif how == "cut":
-                            out.truncate(4096)
-                        else:
-                            out.seek(0, os.SEEK_END)
-                            out.write(b"more")
+                cache.get(ask, lambda: b"sound" * 1000, as_file=True)
+                entry = where(cache, ask)
+                assert Path(entry.path) in entry_files(folder)
+                damage(entry.path, entry.start, entry.size, how)
                 assert len(cache.check()) == 1
                 if ask == "get":
                     assert cache.get(ask, lambda: b"fresh") == b"fresh"
                 else:
-                    with cache.open(ask, filler(b"fresh"), size=5) as entry:
-                        assert bytes(entry.data) == b"fresh"
+                    with cache.open(ask, filler(b"fresh"), size=5) as opened:
+                        assert bytes(opened.data) == b"fresh"
+                assert cache.stats.damaged == (how != "delete")  # what is gone is a miss
                 assert cache.check() == []
 
     def test_repair_makes_ledger_and_disk_agree(self, folder: str) -> None:
-        with Cache(folder, 10_000) as cache:
+        with Cache(folder, 100_000) as cache:
             for i in range(8):
-                cache.get(f"k{i}", lambda: b"x" * 1000)
-            first, second, *_ = sorted(entry_files(folder))
-            first.unlink()
-            second.write_bytes(b"other")
-            (first.parent.parent / "00" / ("0" * 32)).write_bytes(b"nobody knows me")
-            assert len(cache.check()) == 3
-            assert len(cache.repair()) == 3
+                cache.get(f"k{i}", lambda: b"x" * 1000, as_file=i < 4)
+            for i in (0, 4):
+                entry = where(cache, f"k{i}")
+                damage(entry.path, entry.start, entry.size, "flip")
+            Path(where(cache, "k1").path).unlink()
+            unknown = Path(folder) / "shardkit-cache-2" / "entries" / "00" / ("0" * 32)
+            unknown.parent.mkdir(exist_ok=True)
+            unknown.write_bytes(b"nobody knows me")
+            (segments(folder)[0].parent / ("0" * 16 + "-7")).write_bytes(b"nor me")
+            assert len(cache.check()) == 5
+            assert len(cache.check()) == 5  # it changes nothing
+            assert len(cache.repair()) == 5
             assert cache.check() == []
-            assert len(cache.entries()) == 6
+            assert {e.key for e in cache.entries()} == {"k2", "k3", "k5", "k6", "k7"}
+            assert disk_bytes(folder) == 2 * 1000 + 3 * BLOCK
 
     def test_a_ledger_that_is_gone_is_made_anew_and_the_disk_is_not_leaked(
         self, folder: str
     ) -> None:
-        with Cache(folder, 10_000) as cache:
+        limit = 10 * BLOCK
+        with Cache(folder, limit) as cache:
             for i in range(8):
-                cache.get(f"k{i}", lambda: b"x" * 1000)
+                cache.get(f"k{i}", lambda: b"x" * BLOCK, as_file=i % 2 == 0)
         for file in Path(folder).rglob("ledger.sqlite*"):
             file.unlink()
-        with Cache(folder, 10_000) as cache:
+        with Cache(folder, limit) as cache:
             assert cache.check() == []
             for i in range(20):
-                cache.get(f"n{i}", lambda: b"x" * 1000)
-                assert disk_bytes(folder) <= 10_000
+                cache.get(f"n{i}", lambda: b"x" * BLOCK, as_file=i % 2 == 0)
+                assert disk_bytes(folder) <= limit
 
     def test_a_ledger_that_is_garbage_is_an_error_with_the_remedy(self, tmp_path: Path) -> None:
         with Cache(str(tmp_path)) as cache:
             cache.get("k", lambda: b"x")
-        (tmp_path / "shardkit-cache-1" / "ledger.sqlite").write_bytes(b"garbage" * 1000)
+        (tmp_path / "shardkit-cache-2" / "ledger.sqlite").write_bytes(b"garbage" * 1000)
         with pytest.raises(CacheError, match=r"ledger of the cache .*remove .*only a cache"):
             Cache(str(tmp_path)).get("k", lambda: b"x")
 
@@ -265,13 +318,13 @@ class TestDamage:
         (tmp_path / "precious").write_bytes(b"mine")
         with Cache(str(tmp_path), 5000) as cache:
             cache.get("k", lambda: b"x")
-            (tmp_path / "shardkit-cache-1" / "entries" / "note.txt").write_bytes(b"mine")
+            (tmp_path / "shardkit-cache-2" / "entries" / "note.txt").write_bytes(b"mine")
             for i in range(20):
                 cache.get(f"k{i}", lambda: b"x" * 1000)
             cache.clear()
             cache.repair()
         assert (tmp_path / "precious").read_bytes() == b"mine"
-        assert (tmp_path / "shardkit-cache-1" / "entries" / "note.txt").exists()
+        assert (tmp_path / "shardkit-cache-2" / "entries" / "note.txt").exists()
 
 
 class TestPolicies:
@@ -361,11 +414,12 @@ class TestTheFolder:
     def test_a_hit_writes_nothing(self, folder: str) -> None:
         with Cache(folder) as cache:
             cache.get("k", lambda: b"x")
+            cache.open("f", filler(b"x")).close()
             cache.flush()
             before = {p: p.stat().st_mtime_ns for p in Path(folder).rglob("*")}
             for _ in range(50):
                 cache.get("k", lambda: b"never")
-                cache.open("k", filler(b"never")).close()
+                cache.open("f", filler(b"never")).close()
             assert {p: p.stat().st_mtime_ns for p in Path(folder).rglob("*")} == before
 
 
@@ -389,19 +443,22 @@ def test_a_new_boot_trusts_only_what_had_settled(
 ) -> None:
     """After a power cut, files written last may be holes of the right size."""
     with Cache(folder) as cache:
-        cache.get("old", lambda: b"old")
-        cache.get("young", lambda: b"young")
+        for as_file in (False, True):
+            cache.get(f"old{as_file}", lambda: b"old", as_file=as_file)
+            cache.get(f"young{as_file}", lambda: b"young", as_file=as_file)
         opened = cache._open()
         opened.space.flush()
         with opened.space._ledger.transaction():
             opened.space._ledger._db.execute(
-                "UPDATE entries SET created=1, last_used=1 WHERE key='old'"
+                "UPDATE entries SET created=1, last_used=1 WHERE key LIKE 'old%'"
             )
     (tmp_path / "boot").write_text("another boot")
-    monkeypatch.setattr("shardkit.storage.space._BOOT_ID", str(tmp_path / "boot"))
+    monkeypatch.setattr("shardkit.storage.mending._BOOT_ID", str(tmp_path / "boot"))
     with Cache(folder) as cache:
-        assert [entry.key for entry in cache.entries()] == ["old"]
+        assert {entry.key for entry in cache.entries()} == {"oldFalse", "oldTrue"}
         assert cache.check() == []
+        assert disk_bytes(folder) == BLOCK + 3
+        assert cache.get("youngFalse", lambda: b"again") == b"again"
 
 
 def test_closing_twice_and_using_again_is_fine(folder: str) -> None:

@@ -6,13 +6,14 @@ import pytest
 
 from shardkit.cli.main import main
 from shardkit.storage.cache import Cache
+from tests.storage.disk import damage
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> str:
     with Cache(str(tmp_path)) as cache:
         cache.get("s3://bucket/a.jpg\nv1", lambda: b"x" * 2048)
-        cache.get("s3://bucket/b.jpg\nv1", lambda: b"x" * 1024)
+        cache.get("s3://bucket/b.jpg\nv1", lambda: b"x" * 1024, as_file=True)
     return str(tmp_path)
 
 
@@ -23,13 +24,15 @@ def test_ls_shows_entries_and_their_sum(folder: str, capsys: pytest.CaptureFixtu
     assert "2 entries, 3.00 KB" in out
 
 
+@pytest.mark.parametrize("key", ["s3://bucket/a.jpg\nv1", "s3://bucket/b.jpg\nv1"])
 def test_check_exits_one_on_damage_and_repair_mends_it(
-    folder: str, capsys: pytest.CaptureFixture[str]
+    folder: str, key: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["cache", "check", folder]) == 0
     assert "sound" in capsys.readouterr().out
     with Cache(folder) as cache:
-        Path(cache.entries()[0].path).write_bytes(b"damage")
+        (entry,) = [entry for entry in cache.entries() if entry.key == key]
+        damage(entry.path, entry.start, entry.size, "flip")
     assert main(["cache", "check", folder]) == 1
     assert "was changed" in capsys.readouterr().out
     assert main(["cache", "check", folder, "--repair"]) == 0

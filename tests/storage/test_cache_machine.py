@@ -16,17 +16,18 @@ from hypothesis.stateful import (
     rule,
 )
 
-from shardkit.storage.cache import Cache
-from shardkit.storage.entries import Entry, entry_name
+from shardkit.storage.cache import Cache, CachedObject
+from shardkit.storage.entries import Entry
+from tests.storage.disk import BLOCK, damage, disk_bytes
 
-LIMIT = 10_000
+LIMIT = 11 * BLOCK
 KEYS = st.integers(0, 7)
 WHO = st.integers(0, 1)
 
 
 def content(key: int) -> bytes:
-    """Sizes 0, 900, … so that about a third of all objects fits."""
-    return bytes([key + 1]) * (key * 900)
+    """Sizes 0, 1, ... blocks, so that about a third of all objects fits."""
+    return bytes([key + 1]) * (key * BLOCK)
 
 
 class CacheMachine(RuleBasedStateMachine):
@@ -35,12 +36,27 @@ class CacheMachine(RuleBasedStateMachine):
         self.folder = tempfile.mkdtemp(prefix="machine-")
         self.caches = [Cache(self.folder, LIMIT, policy=policy) for _ in range(2)]  # type: ignore[arg-type]
         self.held: list[tuple[int, Entry]] = []
-        self.damaged: set[int] = set()
+        self.damaged: dict[int, tuple[str, int]] = {}  # where the damaged bytes of a key lie
 
-    @rule(who=WHO, key=KEYS)
-    def get(self, who: int, key: int) -> None:
-        assert self.caches[who].get(str(key), lambda: content(key)) == content(key)
-        self.damaged.discard(key)
+    @rule(who=WHO, key=KEYS, as_file=st.booleans())
+    def get(self, who: int, key: int, as_file: bool) -> None:
+        found = self.caches[who].get(str(key), lambda: content(key), as_file=as_file)
+        assert found == content(key)
+        self.damaged.pop(key, None)
+
+    @rule(who=WHO, key=KEYS, as_file=st.booleans(), changed=st.booleans())
+    def get_fresh(self, who: int, key: int, as_file: bool, changed: bool) -> None:
+        if key in {held for held, entry in self.held if entry.is_cached}:
+            return  # one that was opened with no version told is of another: it loses its path
+        found = self.caches[who].get_fresh(
+            str(key),
+            lambda: (content(key), "one"),
+            lambda: "other" if changed else "one",
+            since_ns=1 << 62,  # no copy is as new as that: ask
+            as_file=as_file,
+        )
+        assert found == content(key)
+        self.damaged.pop(key, None)
 
     @rule(who=WHO, key=KEYS, due=st.none() | st.floats(0, 100), known=st.booleans())
     def open(self, who: int, key: int, due: float | None, known: bool) -> None:
@@ -48,8 +64,7 @@ class CacheMachine(RuleBasedStateMachine):
         entry = self.caches[who].open(
             str(key), lambda sink: sink.write(content(key)), size=size, due=due
         )
-        if entry.is_cached:
-            self.damaged.discard(key)
+        self.damaged.pop(key, None)  # dropped, even where the new one found no room
         self.held.append((key, entry))
 
     @precondition(lambda self: self.held)
@@ -63,7 +78,12 @@ class CacheMachine(RuleBasedStateMachine):
         entry = self.caches[who].find(str(key))
         if entry is not None:
             assert bytes(entry.data) == content(key)
+            assert Path(entry.path).read_bytes() == content(key)
             entry.close()
+
+    @rule(who=WHO, key=KEYS)
+    def read(self, who: int, key: int) -> None:
+        assert self.caches[who].read(str(key)) in (None, content(key))
 
     @rule(who=WHO, key=KEYS)
     def fail(self, who: int, key: int) -> None:
@@ -73,26 +93,32 @@ class CacheMachine(RuleBasedStateMachine):
         try:
             found = self.caches[who].get(str(key), load)
         except ConnectionError:
-            self.damaged.discard(key)  # the damaged one was dropped before the attempt
+            self.damaged.pop(key, None)  # the damaged one was dropped before the attempt
         else:
             assert found == content(key)
 
     @rule(who=WHO)
     def clear(self, who: int) -> None:
         self.caches[who].clear()
-        self.damaged -= {key for key in self.damaged if not self._file(key).exists()}
 
     @rule(who=WHO)
     def close_and_go_on(self, who: int) -> None:
         self.caches[who].close()
 
-    @rule(key=KEYS)
-    def damage(self, key: int) -> None:
+    @rule(key=KEYS, how=st.sampled_from(["flip", "cut"]))
+    def damage(self, key: int, how: str) -> None:
         held = {key for key, entry in self.held if entry.is_cached}
-        if self._file(key).exists() and key not in held and key:
-            with self._file(key).open("r+b") as file:
-                file.write(b"\xff")
-            self.damaged.add(key)
+        entry = self._entries().get(key)
+        if entry is None or key in held or not entry.size:
+            return
+        if how == "cut" and "/segments/" in entry.path:
+            how = "flip"  # all that lies behind it would go, too
+        damage(entry.path, entry.start, entry.size, how)
+        was = self.damaged.get(key)
+        if was == (entry.path, entry.start) and how == "flip" and "/segments/" in entry.path:
+            del self.damaged[key]  # flipped back
+        else:
+            self.damaged[key] = entry.path, entry.start
 
     @invariant()
     def what_is_held_stays_readable(self) -> None:
@@ -103,16 +129,27 @@ class CacheMachine(RuleBasedStateMachine):
     @invariant()
     def the_limit_holds(self) -> None:
         if hasattr(self, "folder"):
-            files = [p for p in Path(self.folder).rglob("*") if p.is_file()]
-            ours = [p for p in files if len(p.name) == 32 or p.parent.parent.name == "asides"]
-            assert sum(p.stat().st_size for p in ours) <= LIMIT
+            assert disk_bytes(self.folder) <= LIMIT
 
     @invariant()
     def ledger_and_disk_agree(self) -> None:
         if hasattr(self, "caches"):
+            entries = self._entries()
+            self.damaged = {
+                key: (path, start)
+                for key, (path, start) in self.damaged.items()
+                if key in entries and (entries[key].path, entries[key].start) == (path, start)
+            }
             found = self.caches[0].check()
-            present = {key for key in self.damaged if self._file(key).exists()}
-            assert len(found) == len(present), (found, self.damaged)
+            assert len(found) == len(self.damaged), (found, self.damaged)
+
+    @invariant()
+    def what_is_recorded_is_what_lies_there(self) -> None:
+        if hasattr(self, "caches"):
+            recorded = sum(entry.size for entry in self._entries().values())
+            assert disk_bytes(self.folder) >= recorded - sum(
+                len(content(key)) for key in self.damaged
+            )
 
     def teardown(self) -> None:
         if hasattr(self, "caches"):
@@ -122,9 +159,9 @@ class CacheMachine(RuleBasedStateMachine):
                 cache.close()
             shutil.rmtree(self.folder)
 
-    def _file(self, key: int) -> Path:
-        name = entry_name(str(key))
-        return Path(self.folder) / "shardkit-cache-1" / "entries" / name[:2] / name
+    def _entries(self) -> dict[int, CachedObject]:
+        self.caches[1].flush()
+        return {int(entry.key): entry for entry in self.caches[0].entries()}
 
 
 TestCacheMachine = CacheMachine.TestCase

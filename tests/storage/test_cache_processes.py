@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -13,8 +14,13 @@ import pytest
 
 from shardkit.storage.cache import Cache, Sink
 from shardkit.storage.ledger import Ledger
+from tests.storage.disk import OURS, disk_bytes
 
 ROOT = Path(__file__).parents[2]
+KNOWN = {
+    *("entries", "asides", "leases", "segments", "places", "flights"),
+    *("ledger.sqlite", "ledger.sqlite-wal", "ledger.sqlite-shm"),
+}
 
 
 @pytest.mark.parametrize(("policy", "seed"), [("next-use", 1), ("lru", 2)])
@@ -58,45 +64,78 @@ def test_eight_processes_fetch_each_object_once(tmp_path: Path) -> None:
 
 KILLED = """
 import os, signal, sys
-from shardkit.storage import cache as module
-from shardkit.storage.space import Space
-import shardkit.storage.space as space
+from shardkit.storage import cache as module, places, segments
 
-countdown = int(sys.argv[2])
+places._FIRST_SETS = 1  # so that the table grows
+segments._SEGMENT = 20 * 4096
+calls, instant = 0, int(sys.argv[2])
 
 def die_at(original):
     def instead(*args, **kwargs):
-        global countdown
-        countdown -= 1
-        if countdown == 0:
+        global calls
+        calls += 1
+        if calls == instant:
             os.kill(os.getpid(), signal.SIGKILL)
         return original(*args, **kwargs)
     return instead
 
-for name in ("open", "rename", "unlink", "utime", "pwrite", "write", "close", "mkdir", "rmdir"):
+for name in (
+    *("open", "rename", "unlink", "utime", "pwrite", "pwritev", "write", "ftruncate", "truncate"),
+    *("posix_fallocate", "close", "mkdir", "rmdir"),
+):
     setattr(os, name, die_at(getattr(os, name)))
-cache = module.Cache(sys.argv[1], 10_000)
+segments._punch = die_at(segments._punch)
+for name in ("put", "remove", "_grow"):
+    setattr(places.Places, name, die_at(getattr(places.Places, name)))
+
+def get(i, version=None):
+    data = bytes([i]) * (i % 5 * 4096)
+    if version is None:
+        assert cache.get(f"k{i}", lambda: data) == data
+    else:
+        ask = lambda: version
+        load = lambda: (data, version)
+        assert cache.get_fresh(f"k{i}", load, ask, since_ns=1 << 62) == data
+
+cache = module.Cache(sys.argv[1], 100_000)
+for i in range(100, 200, 5):  # empty ones, so that the table grows
+    get(i)
 for i in range(30):
-    cache.get(f"k{i}", lambda: b"x" * 3000)
-    with cache.open(f"b{i}", lambda sink: sink.write(b"y" * 4000), size=4000):
-        pass
+    get(i)
+    with cache.open(f"b{i}", lambda sink: sink.write(b"y" * 8000), size=8000) as entry:
+        assert bytes(entry.data) == b"y" * 8000
+    if i % 3 == 0:  # a packed entry becomes a file
+        entry = cache.find(f"k{i}")
+        assert bytes(entry.data) == bytes([i]) * (i % 5 * 4096)
+        entry.close()
+    if i % 5 == 0:  # another is asked about, or of another version
+        get(i // 2, str(i % 2))
+cache.clear()
 cache.close()
-print("survived")
+print("survived", calls)
 """
 
 
-@pytest.mark.parametrize("offset", range(0, 60, 4))
+@pytest.mark.parametrize("offset", range(0, 80, 6))
 def test_killed_before_any_system_call_the_next_process_finds_a_sound_cache(
     tmp_path: Path, offset: int
 ) -> None:
     """Not at random: each process dies just before its n-th call that touches the disk."""
-    for instant in range(offset + 1, offset + 400, 60):
+    limit = 100_000
+    for instant in range(offset + 1, offset + 800, 80):
         command = [sys.executable, "-c", KILLED, str(tmp_path), str(instant)]
-        subprocess.run(command, check=False, timeout=60, capture_output=True)
-    with Cache(str(tmp_path), 10_000) as cache:
+        done = subprocess.run(command, check=False, timeout=60, capture_output=True, text=True)
+        assert done.returncode in (0, -signal.SIGKILL), done.stderr
+        assert disk_bytes(tmp_path) <= limit
+    for litter in (tmp_path / OURS).glob("places.*"):  # tables that some died in making
+        os.utime(litter, (0, 0))
+    with Cache(str(tmp_path), limit) as cache:
         assert cache.check() == []
-        with cache.open("all of it", lambda s: s.write(b"z" * 10_000), size=10_000) as entry:
+        assert disk_bytes(tmp_path) == sum(entry.size for entry in cache.entries())
+        assert set(os.listdir(tmp_path / OURS)) <= KNOWN  # the dead leave nothing beside
+        with cache.open("all of it", lambda s: s.write(b"z" * limit), size=limit) as entry:
             assert entry.is_cached  # the dead hold no room
+            assert disk_bytes(tmp_path) == limit
         assert cache.check() == []
 
 
@@ -130,7 +169,7 @@ def _open_at(folder: str, first: float) -> None:
         while time.time() < first + 0.02 * i:  # closer together than any barrier wakes them
             pass
         ledger = Ledger(f"{folder}/{i}/ledger.sqlite")
-        assert not ledger.has("k")
+        assert ledger.row("k") is None
         ledger.close()
 
 
@@ -175,4 +214,4 @@ def test_a_fill_may_itself_use_the_cache(tmp_path: Path) -> None:
 
         with cache.open("outer", fill, size=5) as entry:
             assert bytes(entry.data) == b"inner"
-        assert list((tmp_path / "shardkit-cache-1" / "asides").glob("*/*")) == []
+        assert list((tmp_path / "shardkit-cache-2" / "asides").glob("*/*")) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import subprocess
 from collections.abc import Iterator
@@ -11,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from shardkit.errors import CacheError, StoreError
-from shardkit.storage.cache import Cache
+from shardkit.storage.cache import Cache, CachedObject
 from shardkit.storage.store import open_store
+from tests.storage.disk import BLOCK, disk_bytes, entry_files, packed_bytes
 
 MIB = 1 << 20
 
@@ -62,6 +64,63 @@ def test_a_disk_full_of_other_things_is_a_clear_error_and_goes_on_when_there_is_
         with cache.open("k", lambda s: s.write(b"k" * 8 * MIB), size=8 * MIB) as entry:
             assert entry.is_cached
         assert cache.check() == []
+
+
+def test_packed_entries_on_a_full_disk_come_and_go_and_no_byte_is_lost(small: Path) -> None:
+    def data(i: int) -> bytes:
+        return bytes([i % 255 + 1]) * (i % 7 * 50_000)
+
+    with Cache(str(small), None) as cache:  # no limit of ours: the disk is the limit
+        slack = small / "slack"
+        slack.write_bytes(b"s" * MIB)
+        for i in range(300):  # three times as much as there is room
+            assert cache.get(str(i), lambda i=i: data(i)) == data(i)
+        slack.unlink()  # upkeep writes the ledger, which needs room
+        entries = cache.entries()
+        assert 20 < len(entries) < 200
+        assert len(entry_files(small)) == 0
+        for entry in entries:
+            assert cache.get(entry.key, lambda: b"never") == data(int(entry.key))
+        assert cache.check() == []
+        assert cache.stats.damaged == cache.stats.passed_through == 0
+        assert packed_bytes(small) == _in_blocks(entries) > 8 * MIB
+
+
+def test_a_disk_that_fills_while_objects_are_packed_is_an_error_and_leaves_nothing_half(
+    small: Path,
+) -> None:
+    with Cache(str(small), "1gb") as cache:
+        cache.get("first", lambda: b"f" * 100)
+        other = small / "other"
+        _fill_up(other)
+        os.truncate(other, other.stat().st_size - 150 * BLOCK)
+        kept = refused = 0
+        for i in range(60):  # what is larger than what is left costs all the others
+            size = 3 * BLOCK if i % 4 else 200 * BLOCK
+            data = bytes([i + 1]) * size
+            try:
+                assert cache.get(f"k{i}", lambda data=data: data) == data
+                kept += 1
+                assert cache.read(f"k{i}") == data
+            except CacheError as error:
+                assert error.errno == errno.ENOSPC
+                assert cache.read(f"k{i}") is None
+                refused += 1
+            assert packed_bytes(small) <= 150 * BLOCK
+        assert refused >= 15
+        assert kept > 0
+        other.unlink()
+        assert cache.check() == []
+        entries = cache.entries()
+        assert disk_bytes(small) == _in_blocks(entries)
+        for i in range(60):
+            cache.get(f"n{i}", lambda: b"n" * 10_000)
+        assert len(cache.entries()) == len(entries) + 60
+        assert cache.check() == []
+
+
+def _in_blocks(entries: list[CachedObject]) -> int:
+    return sum(-(-entry.size // BLOCK) * BLOCK for entry in entries)
 
 
 def test_pinned_entries_survive_a_full_disk(small: Path) -> None:

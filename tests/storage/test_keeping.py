@@ -1,48 +1,151 @@
 from __future__ import annotations
 
+import logging
 import threading
+from collections.abc import Callable, Sequence
 
 import pytest
 
+from shardkit.storage.entries import entry_name
 from shardkit.storage.keeping import Job, Keeper
+from shardkit.storage.segments import Packed
 
 
 def nothing() -> None:
     pass
 
 
+def job(key: str, done: Callable[[], None] = nothing) -> Job:
+    return Job(Packed(entry_name(key), key, b"x", 0, 0), done, is_file=False)
+
+
+def keys(jobs: Sequence[Job]) -> list[str]:
+    return [job.packed.key for job in jobs]
+
+
 def test_one_thread_writes_and_the_others_leave_it_to_that_one() -> None:
-    keeper = Keeper()
     begun, gate = threading.Event(), threading.Event()
-    written: list[str] = []
+    written: list[list[str]] = []
 
-    def slow() -> None:
-        begun.set()
-        gate.wait(30)
-        written.append("first")
+    def write(jobs: Sequence[Job]) -> None:
+        if not begun.is_set():
+            begun.set()
+            gate.wait(30)
+        written.append(keys(jobs))
 
-    writer = threading.Thread(target=keeper.keep, args=(Job(1, slow, nothing),))
+    keeper = Keeper(write)
+    writer = threading.Thread(target=keeper.keep, args=(job("first"),))
     writer.start()
     begun.wait(30)
-    for name in ("second", "third"):
-        keeper.keep(Job(1, lambda name=name: written.append(name), nothing))  # type: ignore[misc]
+    for key in ("second", "third"):
+        keeper.keep(job(key))
     assert written == []
     assert not keeper.is_idle
     gate.set()
     keeper.settle()
     writer.join(30)
-    assert written == ["first", "second", "third"]
+    assert written == [["first"], ["second", "third"]]  # what waited goes together
+    assert keeper.is_idle
+
+
+def test_every_job_is_done_and_none_twice_however_many_threads_keep() -> None:
+    written: list[str] = []
+    done: list[str] = []
+
+    def write(jobs: Sequence[Job]) -> None:
+        assert jobs
+        written.extend(keys(jobs))
+
+    keeper = Keeper(write)
+
+    def keep(thread: int) -> None:
+        for i in range(200):
+            key = f"{thread}-{i}"
+            keeper.keep(job(key, lambda key=key: done.append(key)))  # type: ignore[misc]
+
+    threads = [threading.Thread(target=keep, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    keeper.settle()
+    assert (
+        sorted(written) == sorted(done) == sorted(f"{t}-{i}" for t in range(8) for i in range(200))
+    )
     assert keeper.is_idle
 
 
 def test_an_error_is_raised_where_the_object_was_left_to_nobody_else() -> None:
     done: list[bool] = []
 
-    def fail() -> None:
-        raise OSError("full")
+    def fail(jobs: Sequence[Job]) -> None:
+        for each in jobs:
+            each.error = OSError("full")
 
-    keeper = Keeper()
+    keeper = Keeper(fail)
     with pytest.raises(OSError, match="full"):
-        keeper.keep(Job(1, fail, lambda: done.append(True)))
-    assert done
+        keeper.keep(job("k", lambda: done.append(True)))
+    assert done == [True]
+    assert keeper.is_idle
+
+
+def test_an_error_of_what_was_written_for_another_is_logged_not_raised(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.WARNING, logger="shardkit")
+    begun, gate = threading.Event(), threading.Event()
+
+    def write(jobs: Sequence[Job]) -> None:
+        begun.set()
+        gate.wait(30)
+        for each in jobs:
+            if each.packed.key == "others":
+                each.error = OSError("full")
+
+    keeper = Keeper(write)
+    errors: list[BaseException] = []
+
+    def keep() -> None:
+        try:
+            keeper.keep(job("own"))
+        except OSError as error:
+            errors.append(error)
+
+    writer = threading.Thread(target=keep)
+    writer.start()
+    begun.wait(30)
+    keeper.keep(job("others"))
+    gate.set()
+    writer.join(30)
+    keeper.settle()
+    assert errors == []
+    assert "fetched and not kept: full" in caplog.text
+
+
+def test_a_write_that_raises_still_lets_go_of_every_job() -> None:
+    done: list[bool] = []
+
+    def broken(jobs: Sequence[Job]) -> None:
+        raise KeyboardInterrupt
+
+    keeper = Keeper(broken)
+    with pytest.raises(KeyboardInterrupt):
+        keeper.keep(job("k", lambda: done.append(True)))
+    assert done == [True]
+    assert keeper.is_idle
+
+
+def test_what_came_while_the_keeper_rested_is_written_afterwards() -> None:
+    """While the process forks, say: else whoever waits for the object would wait for ever."""
+    written: list[str] = []
+    done = threading.Event()
+    keeper = Keeper(lambda jobs: written.extend(keys(jobs)))
+    keeper.rest()
+    thread = threading.Thread(target=keeper.keep, args=(job("k", done.set),))
+    thread.start()
+    assert not done.wait(0.1)
+    keeper.go_on()
+    assert done.wait(10)
+    thread.join(10)
+    assert written == ["k"]
     assert keeper.is_idle

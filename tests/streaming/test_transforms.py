@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import pickle
 from collections import Counter
 from collections.abc import Iterator
@@ -283,4 +282,4 @@ def test_cached_results_and_files_obey_one_limit(far: Photos, tmp_path: Path) ->
         assert all(sample["latent"].shape == (6, 8) and "label" in sample for sample in dataset)
     cache = Cache(folder, 6_000)
     assert cache.check() == []
-    assert sum(os.path.getsize(entry.path) for entry in cache.entries()) <= 6_000
+    assert sum(entry.size for entry in cache.entries()) <= 6_000
