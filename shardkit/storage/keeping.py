@@ -89,8 +89,10 @@ class Keeper:
         self._turn.acquire()
 
     def go_on(self) -> None:
-        """Write again."""
+        """Write again, first what came meanwhile."""
         self._turn.release()
+        if self._waiting and not self._hand_over():
+            self.settle()
 
     @property
     def is_idle(self) -> bool:

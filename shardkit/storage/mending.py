@@ -12,7 +12,7 @@ from shardkit.storage.leases import dead_leases
 from shardkit.storage.ledger import Row
 from shardkit.storage.places import Place
 
-__all__ = ["check_boot", "find_again", "reap"]
+__all__ = ["check_boot", "drop", "find_again", "reap"]
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ def check_boot(held: Holdings, limit: int | None) -> None:
     last = max((max(r.created, r.last_used) for r in rows), default=0.0)
     for row in rows:
         if row.created > last - _SETTLED_S:
-            _drop(held, row)
+            drop(held, row)
     differences(held, limit, mend=True)
     held.ledger.note_fact("boot", boot)
 
@@ -74,7 +74,7 @@ def _settle(held: Holdings, name: str) -> None:
     if row is not None and row.place is not None:
         found = segments.places.find(name)
         if found is None or not found.is_same(row.place):
-            _drop(held, row)
+            drop(held, row)
             row = None
     elif row is not None and not on_disk:
         ledger.remove([name])
@@ -83,7 +83,8 @@ def _settle(held: Holdings, name: str) -> None:
             os.unlink(folder.entry(name))
 
 
-def _drop(held: Holdings, row: Row) -> None:
+def drop(held: Holdings, row: Row) -> None:
+    """Within a transaction: delete an entry."""
     held.segments.places.remove([row.name])
     with contextlib.suppress(FileNotFoundError):
         os.unlink(held.folder.entry(row.name))

@@ -21,12 +21,12 @@ from collections.abc import Sequence
 
 from shardkit.errors import CacheError
 from shardkit.storage.asides import Asides
-from shardkit.storage.audit import Holdings, differences, let_go
+from shardkit.storage.audit import Holdings, differences, is_changed, let_go
 from shardkit.storage.entries import remove_unpinned
 from shardkit.storage.folder import Folder
 from shardkit.storage.leases import Lease
 from shardkit.storage.ledger import Ledger, Row
-from shardkit.storage.mending import check_boot, find_again, reap
+from shardkit.storage.mending import check_boot, drop, find_again, reap
 from shardkit.storage.places import Place, remove_litter
 from shardkit.storage.policies import POLICIES
 from shardkit.storage.segments import Packed, Segments
@@ -277,14 +277,34 @@ class Space:
             self._flush()
             with self._ledger.transaction():
                 self._reap()
-                return differences(self._held, self._limit, mend=True)
+                found = differences(self._held, self._limit, mend=True)
+        return found + self._changed(mend=True)
 
     def check(self) -> list[str]:
         """Return every disagreement of ledger, disk and limit; changes nothing."""
         with self._lock:
             self._flush()
             with self._ledger.transaction():
-                return differences(self._held, self._limit, mend=False)
+                found = differences(self._held, self._limit, mend=False)
+        return found + self._changed(mend=False)
+
+    def _changed(self, *, mend: bool) -> list[str]:
+        """Prove every packed entry, while others go on; one that seems changed is looked at again.
+
+        Returns what is wrong.
+        """
+        with self._lock:
+            rows = [row for row in self._ledger.rows() if row.place is not None]
+        found = []
+        for row in rows:
+            if row.place is None or self.segments.is_sound(row.name, row.place):
+                continue
+            with self._lock, self._ledger.transaction():
+                if is_changed(self._held, row):
+                    found.append(f"entry {row.name} ({row.key}) was changed since it was published")
+                    if mend:
+                        drop(self._held, row)
+        return found
 
     # -- under the lock -----------------------------------------------------------------------
 

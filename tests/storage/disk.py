@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 BLOCK = 4096
@@ -12,17 +13,21 @@ OURS = "shardkit-cache-2"
 
 def data_bytes(path: Path | str) -> int:
     """Bytes of a file that take room: its extents of data, not its holes (nor its metadata)."""
+    return sum(end - start for start, end in data_extents(path))
+
+
+def data_extents(path: Path | str) -> Iterator[tuple[int, int]]:
+    """Where a file has data."""
     fd = os.open(path, os.O_RDONLY)
+    end = 0
     try:
-        num_bytes = end = 0
         while True:
             start = os.lseek(fd, end, os.SEEK_DATA)
             end = os.lseek(fd, start, os.SEEK_HOLE)
-            num_bytes += end - start
+            yield start, end
     except OSError as error:
         if error.errno != errno.ENXIO:  # no data any more
             raise
-        return num_bytes
     finally:
         os.close(fd)
 

@@ -298,11 +298,17 @@ def test_what_a_lease_has_behind_the_ends_of_its_segments_is_told(
         for start in range(0, 40960, 4096)
     }
     table.put(places.items())
-    ends = {0: 4096 * 4, 1: 0, 2: 40960}
-    behind = dict(table.behind(mine, {0: 4096 * 3 + 100, 2: 4096 * 10}))
-    for name, place in places.items():
-        is_behind = place.lease == mine and place.start >= ends[place.segment]
-        assert behind.get(name) == (place if is_behind else None)
+    removed = entry_name(f"{mine}-1-0")
+    table.remove([removed])
+    ends = {0: 4096 * 3 + 100, 2: 4096 * 10}  # of segment 1 nothing is recorded
+    found = table.behind(mine, ends)
+    assert dict(found) == {
+        name: place
+        for name, place in places.items()
+        if place.lease == mine and place.start >= ends.get(place.segment, 0) and name != removed
+    }
+    assert len(found) == 6 + 9
+    assert table.behind(5, {}) == []
 
 
 def test_asking_is_noted_only_where_the_entry_still_lies(path: str) -> None:

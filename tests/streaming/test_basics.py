@@ -25,6 +25,7 @@ from shardkit.errors import (
 )
 from shardkit.storage.cache import Cache
 from tests.s3 import Fault, serve_s3
+from tests.storage.disk import BLOCK, data_extents
 from tests.streaming.build import Photos, source_of
 
 
@@ -194,12 +195,12 @@ def jittered(sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]
 
 
 def test_cache_limit_is_a_limit(tmp_path: Path) -> None:
-    """40 files of 1000 bytes, a limit of 10,000, 4 epochs and random access, sampled throughout."""
+    """40 files of a block, a limit of ten, 4 epochs and random access, sampled throughout."""
     folder = tmp_path / "bucket"
     folder.mkdir()
     rng = np.random.default_rng(0)
     for n in range(40):
-        (folder / f"{n:02d}.bin").write_bytes(rng.bytes(1000))
+        (folder / f"{n:02d}.bin").write_bytes(rng.bytes(BLOCK))
     rows = [{"id": f"{n:02d}", "url": f"s3://bucket/{n:02d}.bin"} for n in range(40)]
     sizes: list[int] = []
     stop = threading.Event()
@@ -213,7 +214,7 @@ def test_cache_limit_is_a_limit(tmp_path: Path) -> None:
         dataset = StreamingDataset(
             pa.Table.from_pylist(rows),
             str(tmp_path / "cache"),
-            cache_limit=10_000,
+            cache_limit=10 * BLOCK,
             decode=None,
             storage_options=s3.storage_options,
         )
@@ -223,7 +224,7 @@ def test_cache_limit_is_a_limit(tmp_path: Path) -> None:
             for _ in range(4):
                 assert len({sample["__key__"] for sample in dataset}) == 40
             for number in range(40):
-                assert len(dataset[number]["bin"]) == 1000  # type: ignore[index]
+                assert len(dataset[number]["bin"]) == BLOCK  # type: ignore[index]
         finally:
             stop.set()
             watcher.join()
@@ -234,24 +235,28 @@ def test_cache_limit_is_a_limit(tmp_path: Path) -> None:
             storage_options=s3.storage_options,
         )
         list(keeps)
-    assert max(sizes) <= 10_000
-    assert max(sizes) >= 5_000  # it is used, too
-    cache = Cache(str(tmp_path / "cache"), 10_000)
+    assert max(sizes) <= 10 * BLOCK
+    assert max(sizes) >= 5 * BLOCK  # it is used, too
+    cache = Cache(str(tmp_path / "cache"), 10 * BLOCK)
     assert cache.check() == []
-    assert bytes_at_once(tmp_path / "keeps") == 40_000
+    assert bytes_at_once(tmp_path / "keeps") == 40 * BLOCK
 
 
 def bytes_at_once(root: Path) -> int:
-    """Bytes of files that were all there at one instant: those of two listings in a row."""
+    """Bytes of entries that were all there at one instant: those of two listings in a row."""
     before, after = sizes_in(root), sizes_in(root)
     return sum(size for name, size in before.items() if after.get(name) == size)
 
 
 def sizes_in(root: Path) -> dict[str, int]:
+    """Files by path and inode, and the blocks that packed entries take."""
     sizes = {}
     for path in root.rglob("*"):
         try:
-            if len(path.name) >= 32 and path.is_file():
+            if path.parent.name == "segments":
+                for start, end in data_extents(path):
+                    sizes |= {f"{path} {at}": BLOCK for at in range(start, end, BLOCK)}
+            elif len(path.name) >= 32 and path.is_file():
                 sizes[f"{path} {path.stat().st_ino}"] = path.stat().st_size
         except FileNotFoundError:
             continue
