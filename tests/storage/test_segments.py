@@ -656,3 +656,22 @@ def test_a_segment_deleted_while_it_grows_spoils_only_what_was_in_it(
             _get(cache, i, BLOCK)
             assert other.read(str(i)) == content(i, BLOCK)
         assert cache.check() == other.check() == []
+
+
+def test_others_go_on_while_packed_entries_are_proved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading a large cache takes minutes: nobody may wait for the ledger so long."""
+    with Cache(str(tmp_path)) as checked, Cache(str(tmp_path)) as other:
+        checked.get("k", lambda: b"x" * 5000)
+        is_sound, asked = Segments.is_sound, []
+
+        def prove(segments: Segments, name: str, place: Place) -> bool:
+            other.get(f"other{len(asked)}", lambda: b"y" * 5000)
+            other.flush()  # a transaction
+            asked.append(name)
+            return is_sound(segments, name, place)
+
+        monkeypatch.setattr(Segments, "is_sound", prove)
+        assert checked.check() == []
+        assert asked == [entry_name("k")]
