@@ -27,7 +27,7 @@ from shardkit.storage.entries import StaleError
 from shardkit.storage.folder import Folder
 from shardkit.storage.places import Place, Places, digest_of
 
-__all__ = ["MAX_PACKED", "Packed", "Segments"]
+__all__ = ["MAX_PACKED", "NoHolesError", "Packed", "Segments"]
 
 MAX_PACKED = 1 << 20
 """Larger objects are files: at this size, making one costs little against writing it."""
@@ -41,6 +41,10 @@ _PUNCH = 0x01 | 0x02
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+
+
+class NoHolesError(Exception):
+    """This filesystem can't give back a part of a file, so small objects are files of their own."""
 
 
 class Packed(NamedTuple):
@@ -141,7 +145,7 @@ class Segments:
 
         Raises:
             OSError: the disk is full; nothing of it is kept.
-            NotImplementedError: not on this filesystem.
+            NoHolesError: not on this filesystem.
         """
         if self._fd < 0 or self._end >= _SEGMENT or os.fstat(self._fd).st_nlink == 0:
             self._begin()
@@ -186,7 +190,7 @@ class Segments:
 
     def _begin(self) -> None:
         if not self.can_append:
-            raise NotImplementedError
+            raise NoHolesError
         self.seal()
         self._number += 1
         path = self._folder.segment(f"{self._lease:016x}-{self._number}")
@@ -198,7 +202,7 @@ class Segments:
         except OSError as error:
             self.can_append = False
             self.seal()
-            raise NotImplementedError from error
+            raise NoHolesError from error
 
     # -- letting go ---------------------------------------------------------------------------
 

@@ -131,7 +131,7 @@ class Space:
 
         Raises:
             OSError: the disk is full.
-            NotImplementedError: this filesystem can't have packed entries.
+            NoHolesError: this filesystem can't have packed entries.
         """
         num_bytes = sum(len(packed.data) for packed in objects)
         if len(objects) > 1 and self._limit is not None and num_bytes > self._limit // _SHARES:

@@ -9,6 +9,7 @@ from typing import TypeVar
 from shardkit.errors import CacheError
 from shardkit.format.sizes import show_size
 from shardkit.storage.keeping import Job
+from shardkit.storage.segments import NoHolesError
 from shardkit.storage.sinks import STEP, AsideSink, NoRoomError, Wanted
 from shardkit.storage.space import Space
 
@@ -61,7 +62,7 @@ class Writer:
         try:
             num_bytes = sum(len(job.packed.data) for job in jobs)
             self._with_room(jobs[0].packed.key, num_bytes, lambda: self._write_once(jobs))
-        except NotImplementedError:
+        except NoHolesError:
             for job in jobs:
                 job.is_file = True
             return len(jobs) == 1 and self._write(jobs)
