@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
 
-from shardkit.errors import StoreError
+from shardkit.errors import NotFoundError, StoreError
 from shardkit.storage.bodies import Body, OpenBody, read_body, read_versioned, stream_body
 from shardkit.storage.boundary import short_range
-from shardkit.storage.http_client import BUFFER, HttpClient, RangePastEndError
+from shardkit.storage.http_client import BUFFER, HttpClient, RangePastEndError, plain_url
 from shardkit.storage.options import Options
+from shardkit.storage.plain_get import PlainGetter, PlainRequest
 from shardkit.storage.protocol import Chunk, ObjectInfo
 from shardkit.storage.ranges import fetch_ranges
 from shardkit.storage.retry import retried
 
 __all__ = ["HttpStore"]
+
+logger = logging.getLogger(__name__)
+
+_USUAL = re.compile(r"http://[^/?#@]+/")
 
 
 class HttpStore:
@@ -23,6 +30,7 @@ class HttpStore:
         self._options = options
         self._patience = options.patience
         self._client = HttpClient(options.headers, options.stall_s)
+        self._plain = PlainGetter(options.headers, options.stall_s)
 
     def __reduce__(self) -> tuple[type[HttpStore], tuple[Options]]:
         return HttpStore, (self._options,)
@@ -34,11 +42,26 @@ class HttpStore:
 
     def get(self, url: str) -> bytes:
         """Return a whole object."""
-        return read_body(url, self._opener(url), self._patience)
+        return self.get_versioned(url)[0]
 
     def get_versioned(self, url: str) -> tuple[bytes, str]:
-        """Return a whole object, and its version as the answer tells it."""
+        """Return a whole object, and its version as the answer tells it.
+
+        Plainly where the server takes that and nothing breaks.
+        """
+        [request] = self.requests([url])
+        if request is not None:
+            try:
+                return self._plain.get(_without_fragment(url), url)
+            except NotFoundError:
+                raise
+            except StoreError as error:
+                logger.debug("%s is not read plainly: %s", url, error)
         return read_versioned(url, self._opener(url), self._patience)
+
+    def requests(self, urls: Sequence[str]) -> Sequence[PlainRequest | None]:
+        """Return what asks plainly for each object."""
+        return [self._request(url) for url in urls]
 
     def get_range(self, url: str, start: int, stop: int) -> bytes:
         """Return ``[start, stop)``."""
@@ -83,6 +106,12 @@ class HttpStore:
         """Web servers are read only."""
         raise _read_only(url)
 
+    def _request(self, url: str) -> PlainRequest | None:
+        if _USUAL.match(url) is None:
+            return None
+        request = self._plain.request(_without_fragment(url))
+        return request if self._plain.is_worthwhile(request.netloc) else None
+
     def _opener(self, url: str, buffer: memoryview | None = None) -> OpenBody:
         def size_of() -> int:
             return self.stat(url).size
@@ -95,6 +124,10 @@ class HttpStore:
                 raise short_range(url, start, end, size_of()) from error
 
         return open_body
+
+
+def _without_fragment(url: str) -> str:
+    return plain_url(url.partition("#")[0])
 
 
 def _read_only(url: str) -> StoreError:

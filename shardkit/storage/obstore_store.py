@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import obstore
 import obstore.exceptions
@@ -28,7 +29,7 @@ from shardkit.storage.forks import keep_for_ever, start_anew_in_children
 from shardkit.storage.http_client import BUFFER, HttpClient, RangePastEndError
 from shardkit.storage.obstore_clients import DEFAULT_REGION, open_client
 from shardkit.storage.options import Options
-from shardkit.storage.plain_get import PlainGetter
+from shardkit.storage.plain_get import PlainGetter, PlainRequest
 from shardkit.storage.protocol import Chunk, ObjectInfo
 from shardkit.storage.ranges import fetch_ranges
 from shardkit.storage.regions import region_of
@@ -134,6 +135,19 @@ class ObstoreStore:
             if not isinstance(mapped, TransientError):
                 raise mapped from error
         return read_versioned(url, self._opener(url), self._patience)
+
+    def requests(self, urls: Sequence[str]) -> Sequence[PlainRequest | None]:
+        """Return what asks plainly for each object; those of one bucket are signed together."""
+        found: list[PlainRequest | None] = [None] * len(urls)
+        places = [self._reader(url) for url in urls]
+        for bucket in {bucket for _, _, bucket in places} - self._not_plain:
+            numbers = [n for n, place in enumerate(places) if place[2] == bucket]
+            keys = [places[n][1] for n in numbers]
+            signed = obstore.sign(places[numbers[0]][0], "GET", keys, _SIGNED_FOR)
+            for n, url in zip(numbers, signed, strict=True):
+                if url.startswith("http://"):
+                    found[n] = self._plain.request(url)
+        return found
 
     def get_range(self, url: str, start: int, stop: int) -> bytes:
         """Return ``[start, stop)``."""
@@ -243,14 +257,20 @@ class ObstoreStore:
             return None
         try:
             signed = obstore.sign(client, "GET", key, _SIGNED_FOR)
-            if signed.startswith("http://"):
-                return self._plain.get(signed, url)
+        except obstore.exceptions.BaseError as error:
+            logger.debug("%s is not read plainly: %s", bucket, error)
+            signed = ""
+        netloc = urlsplit(signed).netloc
+        if not signed.startswith("http://") or not self._plain.is_worthwhile(netloc):
+            self._not_plain.add(bucket)
+            return None
+        try:
+            return self._plain.get(signed, url)
         except (NotFoundError, TransientError):
             raise
-        except (obstore.exceptions.BaseError, StoreError) as error:
-            logger.debug("%s is not read plainly: %s", bucket, error)
-        self._not_plain.add(bucket)
-        return None
+        except StoreError as error:
+            logger.debug("%s is not read plainly: %s", url, error)
+            return None
 
     def _opener(self, url: str, buffer: memoryview | None = None) -> OpenBody:
         """Return what asks for a body: plainly if there is a buffer to use, or no other way."""

@@ -5,7 +5,8 @@ straight into the ``bytes`` that are given out. 110 KB from an S3 server on loop
 processor time: obstore, which hands a body from thread to thread, takes 240, ``http.client`` more.
 
 Only the most usual answer is understood: status 200, a head that comes in one piece, a length, an
-etag. Whoever gets any other asks again in another way, which knows them all.
+etag or a time. Whoever gets any other asks again in another way, which knows them all.
+``receiving.py`` has many such requests answered at once.
 """
 
 from __future__ import annotations
@@ -15,35 +16,47 @@ import struct
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from shardkit.errors import StoreError, TransientError
+from shardkit.errors import NotFoundError, StoreError, TransientError
 from shardkit.storage.forks import start_anew_in_children
 from shardkit.storage.http_client import MAX_IDLE, proxy_of, raise_for_status
 from shardkit.storage.quick_calls import drop_received, send_some
 
-__all__ = ["PlainGetter"]
+__all__ = ["MOST_HEAD", "Head", "PlainGetter", "PlainRequest", "parse_head"]
 
-_MOST_HEAD = 8 << 10
+MOST_HEAD = 8 << 10
+"""Bytes; a longer head is not understood."""
+
 _CONNECT_S = 10.0
+_MOST_REFUSALS = 4
 
 
 @dataclass(frozen=True, slots=True)
-class _Head:
+class Head:
     """What stands before a body.
 
     Attributes:
         size: bytes of the head itself.
         length: bytes of the body; None where it is not simply so many bytes.
-        etag: None where the server tells none.
+        version: etag, else time of the last change; None where the server tells neither.
     """
 
     status: int
     reason: str
     size: int
     length: int | None
-    etag: str | None
+    version: str | None
     stays_open: bool
+
+
+class PlainRequest(NamedTuple):
+    """A request for a whole object, of whom to borrow a connection for it, and to which server."""
+
+    getter: PlainGetter
+    netloc: str
+    data: bytes
 
 
 class PlainGetter:
@@ -57,9 +70,11 @@ class PlainGetter:
     def __init__(self, headers: Mapping[str, str], stall_s: float) -> None:
         sent = {"Accept-Encoding": "identity", "User-Agent": "shardkit", **headers}
         self._headers = "".join(f"{name}: {value}\r\n" for name, value in sent.items())
-        self._stall_s = stall_s
+        self.stall_s = stall_s
         self._lock = threading.Lock()
         self._idle: dict[str, list[socket.socket]] = {}  # guarded by _lock
+        # Answers of a server in a row that were not understood; a guess, which any thread may set.
+        self._refusals: dict[str, int] = {}
         start_anew_in_children(self)
 
     def forget_parent(self) -> None:
@@ -67,29 +82,52 @@ class PlainGetter:
         self._lock = threading.Lock()
         self._idle = {}
 
+    def request(self, url: str) -> PlainRequest:
+        """Return what asks for the object of an ``http://`` URL."""
+        _, _, netloc, target = url.split("/", 3)
+        data = f"GET /{target} HTTP/1.1\r\nHost: {netloc}\r\n{self._headers}\r\n".encode()
+        return PlainRequest(self, netloc, data)
+
+    def is_worthwhile(self, netloc: str) -> bool:
+        """Whether a server is to be asked: it gave a usual answer, or was not asked often."""
+        return self._refusals.get(netloc, 0) < _MOST_REFUSALS
+
     def get(self, url: str, name: str) -> tuple[bytes, str]:
-        """Return the object of an ``http://`` URL, called ``name`` in errors, and its etag.
+        """Return the object of an ``http://`` URL, called ``name`` in errors, and its version.
 
         Raises:
             NotFoundError: there is none.
             TransientError: the server or the network failed in a way that may pass.
             StoreError: it was refused, or what came is not the usual answer.
         """
-        _, _, netloc, target = url.split("/", 3)
-        request = f"GET /{target} HTTP/1.1\r\nHost: {netloc}\r\n{self._headers}\r\n".encode()
-        sock, kept = self._take(netloc)
+        _, netloc, request = self.request(url)
+        try:
+            found = self._get(netloc, request, name)
+        except (NotFoundError, TransientError):
+            raise
+        except StoreError:
+            self._refusals[netloc] = self._refusals.get(netloc, 0) + 1
+            raise
+        self._refusals.pop(netloc, None)
+        return found
+
+    def _get(self, netloc: str, request: bytes, name: str) -> tuple[bytes, str]:
+        idle = self.take(netloc)
+        sock = idle or self._connect(netloc)
         done = False
         try:
             head = _ask(sock, request)
-            if head is None and kept:  # it had gone stale
+            if head is None and idle is not None:  # it had gone stale
                 sock.close()
                 sock = self._connect(netloc)
                 head = _ask(sock, request)
             if head is None:
                 raise TransientError(f"cannot read {name}: the connection was closed")
             raise_for_status(head.status, head.reason, name)
-            if head.length is None or head.etag is None:
-                raise StoreError(f"cannot read {name} plainly: the server tells no length or etag")
+            if head.length is None or head.version is None:
+                raise StoreError(
+                    f"cannot read {name} plainly: the server tells no length or version"
+                )
             drop_received(sock, head.size)
             data = _receive(sock, head.length)
             if len(data) != head.length:
@@ -101,19 +139,19 @@ class PlainGetter:
             raise TransientError(f"cannot read {name}: {error!r}") from error
         finally:
             if done:
-                self._give_back(netloc, sock)
+                self.give_back(netloc, sock)
             else:
                 sock.close()
-        return data, head.etag
+        return data, head.version
 
-    def _take(self, netloc: str) -> tuple[socket.socket, bool]:
+    def take(self, netloc: str) -> socket.socket | None:
+        """Borrow an idle connection to a server, if there is one."""
         with self._lock:
             idle = self._idle.get(netloc)
-            if idle:
-                return idle.pop(), True
-        return self._connect(netloc), False
+            return idle.pop() if idle else None
 
-    def _give_back(self, netloc: str, sock: socket.socket) -> None:
+    def give_back(self, netloc: str, sock: socket.socket) -> None:
+        """Keep a connection over which nothing is on its way."""
         with self._lock:
             idle = self._idle.setdefault(netloc, [])
             if len(idle) < MAX_IDLE:
@@ -128,30 +166,30 @@ class PlainGetter:
         place = urlsplit(f"//{netloc}")
         address = (place.hostname or "", place.port or 80)
         try:
-            sock = socket.create_connection(address, timeout=min(_CONNECT_S, self._stall_s))
+            sock = socket.create_connection(address, timeout=min(_CONNECT_S, self.stall_s))
         except OSError as error:
             raise TransientError(f"cannot connect to {netloc}: {error!r}") from error
         sock.settimeout(None)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        timeout = struct.pack("ll", int(self._stall_s), int(self._stall_s % 1 * 1e6))
+        timeout = struct.pack("ll", int(self.stall_s), int(self.stall_s % 1 * 1e6))
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)
         return sock
 
 
-def _ask(sock: socket.socket, request: bytes) -> _Head | None:
+def _ask(sock: socket.socket, request: bytes) -> Head | None:
     """Send a request and look at the head of the answer; None where the connection has ended."""
     try:
         sent = send_some(sock, request)
         if sent < len(request):
             sock.sendall(request[sent:])
-        start = sock.recv(_MOST_HEAD, socket.MSG_PEEK)
+        start = sock.recv(MOST_HEAD, socket.MSG_PEEK)
     except (BrokenPipeError, ConnectionResetError):
         return None
-    return _parse(start) if start else None
+    return parse_head(start) if start else None
 
 
-def _parse(start: bytes) -> _Head:
+def parse_head(start: bytes) -> Head:
     """Parse the first bytes of an answer.
 
     Raises:
@@ -167,14 +205,14 @@ def _parse(start: bytes) -> _Head:
         name, _, value = line.partition(":")
         fields[name.lower()] = value.strip()
     length = fields.get("content-length", "")
-    etag = fields.get("etag")
+    version = fields.get("etag", fields.get("last-modified"))
     is_plain = length.isdigit() and not {"transfer-encoding", "content-encoding"} & fields.keys()
-    return _Head(
+    return Head(
         int(told[:3]),
         told[4:],
         size,
         int(length) if is_plain else None,
-        None if etag is None else etag.removeprefix("W/").strip('"'),
+        None if version is None else version.removeprefix("W/").strip('"'),
         fields.get("connection", "").lower() != "close",
     )
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from shardkit.storage.plain_get import PlainRequest
 
 __all__ = ["Chunk", "ObjectInfo", "Store"]
 
@@ -45,6 +48,13 @@ class Store(Protocol):
 
     def get_versioned(self, url: str) -> tuple[bytes, str]:
         """Return a whole object, and its version as ``stat`` tells it; one request if it can be."""
+        ...
+
+    def requests(self, urls: Sequence[str]) -> Sequence[PlainRequest | None]:
+        """Return what asks for each whole object over plain HTTP, see ``plain_get.py``.
+
+        ``None`` where that is not how it can be had.
+        """
         ...
 
     def get_range(self, url: str, start: int, stop: int) -> bytes:

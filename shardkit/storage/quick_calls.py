@@ -2,7 +2,7 @@
 
 Python lets another thread run during every system call. Where many threads fetch at once, to get
 the lock back costs ten times what such a call takes, so what returns at once is asked with it in
-hand.
+hand. Only ``receive_into``, which may copy much, lets others run.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ import socket
 import struct
 
 __all__ = [
+    "blank",
     "drop_received",
     "exists",
+    "receive_into",
     "send_some",
     "try_flock",
     "try_lock_byte",
@@ -33,6 +35,16 @@ _libc.flock.argtypes = [ctypes.c_int, ctypes.c_int]
 _libc.fcntl.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_char_p]
 
 _libc.access.argtypes = [ctypes.c_char_p, ctypes.c_int]
+
+_free = ctypes.CDLL(None, use_errno=True)
+_free.recv.argtypes = _libc.recv.argtypes
+_free.recv.restype = _libc.recv.restype
+_new_bytes = ctypes.pythonapi.PyBytes_FromStringAndSize
+_new_bytes.argtypes = [ctypes.c_void_p, ctypes.c_ssize_t]
+_new_bytes.restype = ctypes.py_object
+_address_of = ctypes.pythonapi.PyBytes_AsString
+_address_of.argtypes = [ctypes.py_object]
+_address_of.restype = ctypes.c_void_p
 
 _LOCK = struct.Struct("hhqqi4x")
 
@@ -59,6 +71,27 @@ def send_some(sock: socket.socket, data: bytes) -> int:
 def drop_received(sock: socket.socket, size: int) -> None:
     """Take so many bytes, which have been received, from the socket."""
     _libc.recv(sock.fileno(), ctypes.create_string_buffer(size), size, socket.MSG_DONTWAIT)
+
+
+def blank(size: int, start: bytes) -> bytes:
+    """Return bytes for ``receive_into``: behind ``start`` they hold anything until it came."""
+    made: bytes = _new_bytes(None, size)
+    ctypes.memmove(_address_of(made), start, len(start))
+    return made
+
+
+def receive_into(fd: int, data: bytes, start: int) -> int:
+    """Receive what has come into ``data``, which nobody else has seen yet, from ``start`` on.
+
+    Returns how much that was: 0 where the connection has ended, -1 where nothing has come.
+
+    Raises:
+        OSError: the connection is broken.
+    """
+    size: int = _free.recv(fd, _address_of(data) + start, len(data) - start, socket.MSG_DONTWAIT)
+    if size < 0:
+        _raise_unless(errno.EAGAIN, errno.EINTR)
+    return size
 
 
 def try_flock(fd: int) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from shardkit.errors import ConfigError, StoreError
 from shardkit.storage.forks import importing, start_anew_in_children
@@ -17,6 +17,9 @@ from shardkit.storage.local import LocalStore
 from shardkit.storage.options import Options, parse_options
 from shardkit.storage.protocol import Chunk, ObjectInfo, Store
 from shardkit.storage.urls import is_local, local_path, scheme_of
+
+if TYPE_CHECKING:
+    from shardkit.storage.plain_get import PlainRequest
 
 __all__ = ["Client", "ObjectInfo", "Store", "is_local", "local_path", "open_store"]
 
@@ -73,6 +76,12 @@ class _RoutedStore:
 
     def get_versioned(self, url: str) -> tuple[bytes, str]:
         return self._of(url).get_versioned(url)
+
+    def requests(self, urls: Sequence[str]) -> Sequence[PlainRequest | None]:
+        stores = [self._of(url) for url in urls]
+        if any(store is not stores[0] for store in stores):
+            return [self.requests([url])[0] for url in urls]
+        return stores[0].requests(urls)
 
     def get_range(self, url: str, start: int, stop: int) -> bytes:
         return self._of(url).get_range(url, start, stop)

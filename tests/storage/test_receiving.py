@@ -1,0 +1,164 @@
+"""Many plain requests at once in one thread: what comes, comes whole; all else is told as such."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Sequence
+
+import pytest
+
+from shardkit.storage.plain_get import PlainGetter
+from shardkit.storage.receiving import Answer, Receiver
+from tests.storage.plain_server import BODY, HEAD, Pieces, serve
+
+
+def getter_with(url: str, num_connections: int, stall_s: float = 5.0) -> PlainGetter:
+    """A getter that has so many idle connections to a server."""
+    getter = PlainGetter({}, stall_s)
+    netloc = url.removeprefix("http://")
+    for _ in range(num_connections):
+        getter.give_back(netloc, getter._connect(netloc))
+    return getter
+
+
+def answers_of(receiver: Receiver[int], count: int) -> dict[int, Answer[int]]:
+    found: list[Answer[int]] = []
+    until = time.monotonic() + 30
+    while len(found) < count and time.monotonic() < until:
+        found += receiver.wait()
+    return {answer.tag: answer for answer in found}
+
+
+def usual(body: bytes, version: int) -> Pieces:
+    head = b'HTTP/1.1 200 OK\r\nETag: "%d"\r\ncontent-length: %d\r\n\r\n' % (version, len(body))
+    return [head, body]
+
+
+def test_bodies_of_any_length_come_whole_one_after_another_on_one_connection() -> None:
+    bodies = [random.Random(n).randbytes(n) for n in (0, 1, 8_100, 8_192, 110_000, 3_000_000, 5)]
+    with serve(*(usual(body, n) for n, body in enumerate(bodies))) as (url, asked):
+        getter, receiver = getter_with(url, 1), Receiver[int]()
+        for n, body in enumerate(bodies):
+            assert receiver.start(getter.request(f"{url}/{n}?x=1"), n)
+            assert answers_of(receiver, 1) == {n: Answer(n, body, str(n))}
+        assert asked == [b"1 /%d?x=1" % n for n in range(len(bodies))]
+        assert receiver.close() == []
+
+
+def test_many_are_under_way_at_once_and_the_slow_one_keeps_nobody_waiting() -> None:
+    answers: list[Pieces] = [[HEAD, BODY[:9_000], 1.0, BODY[9_000:]], *[usual(BODY, 0)] * 7]
+    with serve(*answers) as (url, _):
+        getter, receiver = getter_with(url, 8), Receiver[int]()
+        assert receiver.start(getter.request(f"{url}/slow"), 0)
+        while not receiver._busy or receiver.wait(0.01) or not _has_begun(receiver):
+            pass
+        for n in range(1, 8):
+            assert receiver.start(getter.request(f"{url}/{n}"), n)
+        assert receiver.num_busy == 8
+        assert set(answers_of(receiver, 7)) == set(range(1, 8))
+        assert answers_of(receiver, 1) == {0: Answer(0, BODY, "v1")}
+        receiver.close()
+
+
+def _has_begun(receiver: Receiver[int]) -> bool:
+    return any(connection.num_received for connection in receiver._busy.values())
+
+
+@pytest.mark.parametrize("cut", [1, 20, len(HEAD) - 1, len(HEAD), len(HEAD) + 1])
+def test_heads_and_bodies_may_come_in_pieces(cut: int) -> None:
+    whole = HEAD + BODY
+    with serve([whole[:cut], 0.05, whole[cut:]]) as (url, _):
+        getter, receiver = getter_with(url, 1), Receiver[int]()
+        assert receiver.start(getter.request(f"{url}/x"), 0)
+        assert answers_of(receiver, 1) == {0: Answer(0, BODY, "v1")}
+        receiver.close()
+
+
+CHUNKED = b'HTTP/1.1 200 OK\r\nETag: "1"\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n'
+ODD: dict[str, Pieces] = {
+    "no length": [CHUNKED],
+    "no version": [HEAD.replace(b"ETag", b"Else"), BODY],
+    "not found": [b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"],
+    "slow down": [b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\n\r\n"],
+    "no head": [b"x" * 20_000],
+    "another protocol": [b"SSH-2.0-OpenSSH_9.6\r\n\r\n"],
+    "more than the body": [HEAD.replace(b"110000", b"10") + BODY],
+    "closed at once": [None],
+    "closed in the head": [HEAD[:20], None],
+    "closed in the body": [HEAD, BODY[:50_000], None],
+    "silent": [3.0],
+    "silent in the head": [HEAD[:20], 3.0],
+    "silent in the body": [HEAD, BODY[:50_000], 3.0],
+}
+
+
+@pytest.mark.parametrize("pieces", ODD.values(), ids=ODD.keys())
+def test_what_is_not_as_usual_is_to_be_asked_otherwise(pieces: Pieces) -> None:
+    with serve(pieces) as (url, _):
+        getter, receiver = getter_with(url, 1, stall_s=0.3), Receiver[int]()
+        assert receiver.start(getter.request(f"{url}/x"), 7)
+        assert answers_of(receiver, 1) == {7: Answer(7, None)}
+        assert receiver.num_busy == 0
+        receiver.close()
+        assert not any(getter._idle.values())  # nobody gets that connection again
+
+
+def test_a_body_that_drips_is_not_a_stall() -> None:
+    pieces: Pieces = [HEAD]
+    for at in range(0, len(BODY), 11_000):
+        pieces += [0.2, BODY[at : at + 11_000]]
+    with serve(pieces) as (url, _):
+        getter, receiver = getter_with(url, 1, stall_s=1.5), Receiver[int]()
+        assert receiver.start(getter.request(f"{url}/x"), 0)
+        assert answers_of(receiver, 1) == {0: Answer(0, BODY, "v1")}
+        receiver.close()
+
+
+def test_without_an_idle_connection_nothing_is_started() -> None:
+    with serve(usual(BODY, 1)) as (url, asked):
+        getter, receiver = getter_with(url, 0), Receiver[int]()
+        assert not receiver.start(getter.request(f"{url}/x"), 0)
+        assert asked == [] and receiver.close() == []
+
+
+def test_a_connection_that_the_server_closes_is_not_used_again() -> None:
+    closing = [HEAD.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"), BODY]
+    with serve(closing, [*usual(BODY, 2), None]) as (url, _):
+        getter, receiver = getter_with(url, 2), Receiver[int]()
+        for n in range(2):
+            assert receiver.start(getter.request(f"{url}/{n}"), n)
+            assert answers_of(receiver, 1)[n].data == BODY
+        time.sleep(0.1)
+        receiver.wait(1.0)  # the kernel tells that the second has ended
+        assert not receiver.start(getter.request(f"{url}/x"), 2)
+        receiver.close()
+
+
+def test_closing_gives_idle_connections_back_and_tells_what_was_under_way() -> None:
+    with serve(usual(BODY, 1), [3.0]) as (url, asked):
+        getter, receiver = getter_with(url, 2), Receiver[int]()
+        assert receiver.start(getter.request(f"{url}/a"), 0)
+        answers_of(receiver, 1)
+        assert receiver.start(getter.request(f"{url}/b"), 1)
+        while len(asked) < 2:
+            time.sleep(0.01)
+        assert receiver.close() == [1]
+        receiver.wake()  # too late, and harmless
+        netloc = url.removeprefix("http://")
+        assert getter.take(netloc) is not None and getter.take(netloc) is None
+
+
+def test_it_can_be_woken() -> None:
+    receiver = Receiver[int]()
+    woken: list[Sequence[Answer[int]]] = []
+    thread = threading.Thread(target=lambda: woken.append(receiver.wait()))
+    thread.start()
+    time.sleep(0.1)
+    assert thread.is_alive()
+    receiver.wake()
+    thread.join(30)
+    assert woken == [[]]
+    assert receiver.wait(0.05) == []  # it was woken once
+    receiver.close()
