@@ -15,6 +15,7 @@ import pytest
 from shardkit.errors import StoreError
 from shardkit.pack import LocalExecutor, pack, verify
 from tests.pack.data import contents, make_files, pack_files
+from tests.small_disk import small_disk as mounted
 
 MEBIBYTE = 1 << 20
 
@@ -22,13 +23,8 @@ MEBIBYTE = 1 << 20
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A filesystem of 6 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(folder)]
-    if subprocess.run(command, check=False, capture_output=True).returncode:
-        pytest.skip("needs the right to mount a small filesystem")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
+    with mounted(tmp_path / "disk", "6m") as folder:
+        yield folder
 
 
 @pytest.mark.parametrize("workers", [1, 2])
