@@ -8,7 +8,6 @@ A block that is asked for before its pass came to it is made by who asks.
 
 from __future__ import annotations
 
-import functools
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -17,8 +16,10 @@ from enum import Enum
 from types import TracebackType
 from typing import Any
 
-from shardkit.storage.crew import Crew
+from shardkit.storage.cache import Cache
+from shardkit.storage.downloads import Downloads
 from shardkit.storage.flights import Cancelled
+from shardkit.storage.protocol import Store
 
 __all__ = ["Block", "Lookahead", "Pass", "Slot"]
 
@@ -46,12 +47,19 @@ class _State(Enum):
 class Slot:
     """A piece of work and what it gave; its state is guarded by the lookahead's lock."""
 
-    __slots__ = ("arrived", "counted", "error", "load", "num_bytes", "state", "value")
+    __slots__ = ("arrived", "counted", "error", "key", "load", "num_bytes", "state", "url", "value")
 
-    def __init__(self, load: Callable[[], Any], num_bytes: int = -1) -> None:
-        """``load`` gives the value; ``num_bytes`` is how much that will be, -1 unknown."""
+    def __init__(
+        self, load: Callable[[], Any], num_bytes: int = -1, *, url: str = "", key: str = ""
+    ) -> None:
+        """``load`` gives the value; ``num_bytes`` is how much that will be, -1 unknown.
+
+        ``url`` and ``key``: as of ``downloads.Wanted``.
+        """
         self.load = load
         self.num_bytes = num_bytes
+        self.url = url
+        self.key = key
         self.counted = 0
         self.state = _State.NEW
         self.value: Any = None
@@ -91,11 +99,28 @@ class Lookahead:
     Args:
         num_threads: slots worked on at once; 0 leaves all work to who takes.
         max_bytes: of slots that were begun and not taken; one is begun in any case.
+        store, cache, as_file: as of ``Downloads``.
     """
 
-    def __init__(self, num_threads: int, max_bytes: int) -> None:
+    def __init__(
+        self,
+        num_threads: int,
+        max_bytes: int,
+        *,
+        store: Store | None = None,
+        cache: Cache | None = None,
+        as_file: bool = False,
+    ) -> None:
         self.closed = threading.Event()
-        self._crew = Crew(max(1, num_threads), "ahead")
+        self._downloads: Downloads[Slot] = Downloads(
+            max(1, num_threads),
+            "ahead",
+            self._claim,
+            self._end,
+            store=store,
+            cache=cache,
+            as_file=as_file,
+        )
         self._max_bytes = max_bytes if num_threads else -1
         self._lock = threading.Lock()
         self._pulling = threading.Lock()
@@ -185,7 +210,7 @@ class Lookahead:
         for slot in awaited:
             if slot.arrived is not None:
                 slot.arrived.set()
-        self._crew.close(_CLOSE_S)
+        self._downloads.close(_CLOSE_S)
 
     def __enter__(self) -> Lookahead:
         return self
@@ -198,27 +223,37 @@ class Lookahead:
     ) -> None:
         self.close()
 
-    def _run(self, slot: Slot) -> bool:
-        """Do the work of a slot, unless somebody has begun it."""
+    def _claim(self, slot: Slot) -> Callable[[], Any] | None:
+        """The work of a slot, for who asks first."""
         with self._lock:
             if slot.state is not _State.NEW or self.closed.is_set():
-                return False
+                return None
             slot.state = _State.RUNNING
         load, slot.load = slot.load, _nothing  # it knows who waits for the slot: no cycles
-        try:
-            slot.value = load()
-        except Exception as error:  # noqa: BLE001 - raised by whoever takes it
-            slot.error = error
+        return load
+
+    def _end(self, slot: Slot, value: Any, error: Exception | None) -> None:
+        """What the work gave."""
+        slot.value, slot.error = value, error
         with self._lock:
             slot.state = _State.DONE
-            if slot.num_bytes < 0 and isinstance(slot.value, bytes):
-                self._mean += 0.1 * (len(slot.value) - self._mean)
+            if slot.num_bytes < 0 and isinstance(value, bytes):
+                self._mean += 0.1 * (len(value) - self._mean)
             if slot.arrived is not None:
                 slot.arrived.set()
-        return True
 
-    def _run_ahead(self, slot: Slot) -> None:
-        self._run(slot)
+    def _run(self, slot: Slot) -> bool:
+        """Do the work of a slot here, unless somebody has begun it."""
+        load = self._claim(slot)
+        if load is None:
+            return False
+        try:
+            value = load()
+        except Exception as error:  # noqa: BLE001 - raised by whoever takes it
+            self._end(slot, None, error)
+        else:
+            self._end(slot, value, None)
+        return True
 
     def _wait_for(self, slot: Slot) -> None:
         with self._lock:
@@ -254,7 +289,7 @@ class Lookahead:
                     begun = self._begun()
                     wants_more = not self._waiting and self._num_rows < _MOST_ROWS
                 for slot in begun:
-                    self._crew.submit(functools.partial(self._run_ahead, slot))
+                    self._downloads.submit(slot)
                 if not wants_more or not self._pull():
                     return
         finally:

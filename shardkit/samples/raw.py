@@ -166,7 +166,7 @@ class RawSource:
             yield from self._read(shared, groups, rows, seeds)
             return
         num_threads = self.options.num_threads if self._is_worth_threads(len(rows)) else 0
-        with Lookahead(num_threads, self.options.lookahead_bytes) as own:
+        with self._lookahead(num_threads) as own:
             own.begin(self._blocks(own, groups, rows, seeds))
             yield from self._read(own, groups, rows, seeds)
 
@@ -194,8 +194,7 @@ class RawSource:
             return
         with self._lock:
             if self._shared is None:
-                options = self.options
-                self._shared = Lookahead(options.num_threads, options.lookahead_bytes)
+                self._shared = self._lookahead(self.options.num_threads)
             shared = self._shared
             self._num_ahead += 1
         begun = shared.begin(self._pieces(shared, itertools.chain.from_iterable(passes)))
@@ -214,6 +213,16 @@ class RawSource:
     def _is_worth_threads(self, num_rows: int) -> bool:
         """Whether there is more than one thing to fetch."""
         return num_rows > 1 or len(self.index.findings.files) + len(self._providers) > 1
+
+    def _lookahead(self, num_threads: int) -> Lookahead:
+        options = self.options
+        return Lookahead(
+            num_threads,
+            options.lookahead_bytes,
+            store=self.store,
+            cache=self.cache,
+            as_file=options.as_paths,
+        )
 
     # -- blocks ---------------------------------------------------------------------------------
 
@@ -297,7 +306,9 @@ class RawSource:
     def _slot(self, wanted: Wanted, lookahead: Lookahead) -> Slot:
         if wanted.where == "parts":
             return Slot(functools.partial(self._in_parts, wanted), 0)
-        return Slot(functools.partial(self._fetch, wanted, lookahead.closed), wanted.size)
+        load = functools.partial(self._fetch, wanted, lookahead.closed)
+        url = wanted.url if wanted.key and wanted.request is None else ""
+        return Slot(load, wanted.size, url=url, key=wanted.key)
 
     def _look_again(self, block: Block, lookahead: Lookahead) -> None:
         """Look which members of the rest of a block are cached; what is not is fetched ahead."""

@@ -13,9 +13,10 @@ import functools
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
+from typing import NamedTuple
 
 from shardkit.errors import CacheError
 from shardkit.format.sizes import parse_size, show_size
@@ -50,7 +51,16 @@ from shardkit.storage.sinks import (
 from shardkit.storage.space import Space
 from shardkit.storage.writing import Writer
 
-__all__ = ["Cache", "CacheStats", "CachedObject", "Fill", "Sink", "in_memory"]
+__all__ = [
+    "Cache",
+    "CacheStats",
+    "CachedObject",
+    "Fetched",
+    "Fill",
+    "Right",
+    "Sink",
+    "in_memory",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +78,27 @@ class CachedObject:
     last_used: float
     path: str
     start: int
+
+
+class Right(NamedTuple):
+    """The sole right of all threads and processes to fetch an object, until it is used."""
+
+    opened: _Opened
+    name: str
+    key: str
+
+    def give_up(self) -> None:
+        """Let others fetch it."""
+        self.opened.flights.release(self.name)
+
+
+class Fetched(NamedTuple):
+    """An object that was fetched, and who is to be told, once, when it is kept or why it is not."""
+
+    right: Right
+    data: bytes
+    version: str
+    tell: Callable[[Exception | None], None]
 
 
 @dataclass(slots=True)
@@ -252,6 +283,36 @@ class Cache:
                 return self._read(opened, name) if self._is_still(opened, name, ask) else None
 
         return self._get_alone(opened, name, key, find, load, cancelled, as_file)
+
+    def begin(self, key: str) -> Right | None:
+        """Return the right to fetch the object of ``key``; end it by ``keep``, or give it up.
+
+        ``None`` if the object is here in whatever form, or somebody else is fetching it: ``get``
+        knows what to do then.
+        """
+        opened, name = self._open(), entry_name(key)
+        if not opened.flights.try_take(name):
+            return None
+        right = Right(opened, name, key)
+        if opened.segments.places.find(name) is None and not exists(opened.folder.entry(name)):
+            self.stats.misses += 1
+            return right
+        right.give_up()
+        return None
+
+    def keep(self, objects: Sequence[Fetched], *, as_file: bool = False) -> None:
+        """Keep objects, at least one, for which there was the right to fetch them."""
+        jobs = []
+        opened = objects[0].right.opened
+        for right, data, version, tell in objects:
+            done = functools.partial(_give_up_and_tell, right, tell)
+            try:
+                check_fits(self.limit, right.key, len(data))
+            except CacheError as error:
+                done(error)
+            else:
+                jobs.append(_job(opened, right, data, version, done, as_file=as_file))
+        opened.keeper.keep(jobs)
 
     def read(self, key: str, since_ns: int = 0) -> bytes | None:
         """Return the bytes of ``key`` if they are here, fetched or asked about since then."""
@@ -455,22 +516,30 @@ class Cache:
     ) -> bytes:
         """Find bytes here, or load and keep them; alone until they are kept."""
         opened.flights.take(name, cancelled)
+        right = Right(opened, name, key)
         try:
             if (found := find()) is None:
                 self.stats.misses += 1
                 data, version = load()
                 check_fits(self.limit, key, len(data))
         except BaseException:
-            opened.flights.release(name)
+            right.give_up()
             raise
         if found is not None:
-            opened.flights.release(name)
+            right.give_up()
             return found
-        # proved now, while the processor still has the bytes at hand
-        packed = Packed(name, key, data, mark_of(version), digest_of(name, data))
-        done = functools.partial(opened.flights.release, name)
-        is_file = as_file or len(data) > MAX_PACKED or not opened.segments.can_append
-        opened.keeper.keep(Job(packed, done, is_file=is_file))
+        own, errors = threading.get_ident(), []
+
+        def tell(error: Exception | None) -> None:
+            right.give_up()
+            if error is not None and threading.get_ident() == own:
+                errors.append(error)
+            elif error is not None:
+                logger.warning("an object was fetched and not kept: %s", error)
+
+        opened.keeper.keep([_job(opened, right, data, version, tell, as_file=as_file)])
+        if errors:
+            raise errors[0]
         return data
 
 
@@ -511,6 +580,28 @@ class _Opened:
     def abandon(self) -> None:
         self.flights.close()
         self.space.abandon()
+
+
+def _job(
+    opened: _Opened,
+    right: Right,
+    data: bytes,
+    version: str,
+    tell: Callable[[Exception | None], None],
+    *,
+    as_file: bool,
+) -> Job:
+    """An object to be kept, proved now, while the processor still has the bytes at hand."""
+    packed = Packed(right.name, right.key, data, mark_of(version), digest_of(right.name, data))
+    is_file = as_file or len(data) > MAX_PACKED or not opened.segments.can_append
+    return Job(packed, tell, is_file=is_file)
+
+
+def _give_up_and_tell(
+    right: Right, tell: Callable[[Exception | None], None], error: Exception | None
+) -> None:
+    right.give_up()
+    tell(error)
 
 
 def _make_cache(folder: str, limit: int | None, policy: Policy) -> Cache:

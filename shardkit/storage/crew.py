@@ -8,9 +8,9 @@ import time
 import weakref
 from collections.abc import Callable
 
-__all__ = ["Crew"]
+__all__ = ["CLOSE_S", "Crew"]
 
-_CLOSE_S = 0.4
+CLOSE_S = 0.4
 """How long ``close`` waits. A thread that sits in a socket of a dead server ends by itself when the
 stall deadline cuts it; it is a daemon and holds nothing that anybody waits for."""
 
@@ -27,27 +27,35 @@ class Crew:
         self._num_threads = num_threads
         self._name = name
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._threads: list[threading.Thread] = []
+        self._lock = threading.Lock()
+        self._threads: list[threading.Thread] = []  # added to with the lock
         self._closed = False
-        self._end = weakref.finalize(self, _end, self._work, self._threads, _CLOSE_S)
+        self._end = weakref.finalize(self, _end, self._work, self._threads, CLOSE_S)
 
     def submit(self, job: Callable[[], None]) -> None:
-        """Have ``job`` done by some thread; it must not raise. Called by one thread at a time."""
+        """Have ``job`` done by some thread; it must not raise. Thread-safe."""
         if self._closed:
             return
         if len(self._threads) < self._num_threads:
+            self._start_one()
+        self._work.put(job)
+
+    def close(self, wait_s: float = CLOSE_S) -> None:
+        """Drop work that has not begun, end the threads, wait for them a moment."""
+        with self._lock:
+            self._closed = True
+        if self._end.detach():
+            _end(self._work, self._threads, wait_s)
+
+    def _start_one(self) -> None:
+        with self._lock:
+            if self._closed or len(self._threads) >= self._num_threads:
+                return
             thread = threading.Thread(
                 target=_work, args=(self._work,), name=f"shardkit-{self._name}", daemon=True
             )
             self._threads.append(thread)
             thread.start()
-        self._work.put(job)
-
-    def close(self, wait_s: float = _CLOSE_S) -> None:
-        """Drop work that has not begun, end the threads, wait for them a moment."""
-        self._closed = True
-        if self._end.detach():
-            _end(self._work, self._threads, wait_s)
 
 
 def _end(

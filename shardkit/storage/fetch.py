@@ -7,16 +7,17 @@ of its request: those after it still come.
 
 from __future__ import annotations
 
+import functools
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 
 from shardkit.errors import ConfigError
 from shardkit.storage.cache import Cache
-from shardkit.storage.crew import Crew
+from shardkit.storage.downloads import Downloads
 from shardkit.storage.flights import Cancelled
 from shardkit.storage.protocol import Store
 from shardkit.storage.requests import Request, load_verified
@@ -54,13 +55,15 @@ class Result:
 
 
 class _Slot:
-    """A request's place in the row. ``result`` is set once, by the worker."""
+    """A request's place in the row. ``result`` is set once, by whoever did it."""
 
-    __slots__ = ("guess", "request", "result")
+    __slots__ = ("guess", "key", "request", "result", "url")
 
-    def __init__(self, request: Request, guess: int) -> None:
+    def __init__(self, request: Request, guess: int, url: str, key: str) -> None:
         self.request = request
         self.guess = guess
+        self.url = url
+        self.key = key
         self.result: Result | None = None
 
 
@@ -70,31 +73,51 @@ class _Shared:
     def __init__(self, store: Store, cache: Cache | None, num_threads: int) -> None:
         self.store = store
         self.cache = cache
-        self.crew = Crew(num_threads, "fetch")
         self.closed = threading.Event()
         self.arrived = threading.Condition()
         self.awaited: _Slot | None = None  # written by the consumer alone
+        self.downloads: Downloads[_Slot] = Downloads(
+            num_threads, "fetch", self._begin, self._end, store=store, cache=cache
+        )
 
     def close(self) -> None:
         self.closed.set()
         with self.arrived:
             self.arrived.notify_all()
-        self.crew.close()
+        self.downloads.close()
+
+    def slot(self, request: Request, guess: int) -> _Slot:
+        """A slot, which says whether the request is of an object as it is."""
+        is_plain = request.is_whole and request.checksum is None and request.check is None
+        if self.cache is None:
+            return _Slot(request, guess, request.url if is_plain else "", "")
+        if not is_plain or request.version is None:
+            return _Slot(request, guess, "", "")
+        return _Slot(request, guess, request.url, request.key(self.store))
 
     def work(self, slots: list[_Slot]) -> None:
+        """Do what asks for local files."""
         for slot in slots:
-            if self.closed.is_set():
+            load = self._begin(slot)
+            if load is None:
                 return
-            request = slot.request
             try:
-                slot.result = Result(request, self._load(request))
-            except Cancelled:
-                return
+                self._end(slot, load(), None)
             except Exception as error:  # noqa: BLE001 - every error belongs to its request
-                slot.result = Result(request, error=error)
-            if self.awaited is slot:
-                with self.arrived:
-                    self.arrived.notify()
+                self._end(slot, None, error)
+
+    def _begin(self, slot: _Slot) -> Callable[[], bytes] | None:
+        if self.closed.is_set():
+            return None
+        return functools.partial(self._load, slot.request)
+
+    def _end(self, slot: _Slot, data: bytes | None, error: Exception | None) -> None:
+        if isinstance(error, Cancelled):
+            return
+        slot.result = Result(slot.request, data or b"", error)
+        if self.awaited is slot:
+            with self.arrived:
+                self.arrived.notify()
 
     def _load(self, request: Request) -> bytes:
         if self.cache is None or is_local(request.url):
@@ -175,11 +198,14 @@ class OrderedFetch:
                 self._requests = None
                 break
             guess = request.num_bytes if request.num_bytes >= 0 else int(self._mean)
-            slot = _Slot(request, guess)
+            slot = self._shared.slot(request, guess)
             self._row.append(slot)
             self._outstanding += guess
+            if not is_local(request.url):
+                self._shared.downloads.submit(slot)
+                continue
             run.append(slot)
-            if len(run) >= (_RUN if is_local(request.url) else 1):
+            if len(run) >= _RUN:
                 self._submit(run)
                 run = []
         if run:
@@ -195,7 +221,7 @@ class OrderedFetch:
 
     def _submit(self, run: list[_Slot]) -> None:
         shared = self._shared
-        shared.crew.submit(lambda: shared.work(run))
+        shared.downloads.run(functools.partial(shared.work, run))
 
 
 def fetch_in_order(

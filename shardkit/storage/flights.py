@@ -60,23 +60,17 @@ class Flights:
         Raises:
             Cancelled: ``cancelled`` was set meanwhile.
         """
-        if self._try(name):
+        if self.try_take(name):
             return
         wait_s = _FIRST_WAIT_S
         idle = cancelled or threading.Event()
-        while not self._try(name):
+        while not self.try_take(name):
             if idle.wait(wait_s):
                 raise Cancelled(name)
             wait_s = min(_LAST_WAIT_S, wait_s * 2)
 
-    def release(self, name: str) -> None:
-        """Let ``name`` go."""
-        with self._lock:
-            self._held.discard(name)
-            if self._fd >= 0:
-                unlock_byte(self._fd, _byte_of(name))
-
-    def _try(self, name: str) -> bool:
+    def try_take(self, name: str) -> bool:
+        """Hold ``name`` until ``release``, unless somebody does."""
         with self._lock:
             if name in self._held:
                 return False
@@ -84,6 +78,13 @@ class Flights:
                 return False
             self._held.add(name)
             return True
+
+    def release(self, name: str) -> None:
+        """Let ``name`` go."""
+        with self._lock:
+            self._held.discard(name)
+            if self._fd >= 0:
+                unlock_byte(self._fd, _byte_of(name))
 
 
 def _byte_of(name: str) -> int:

@@ -8,7 +8,6 @@ has come meanwhile, too, in one go.
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -16,8 +15,6 @@ from collections.abc import Callable, Sequence
 from shardkit.storage.segments import Packed
 
 __all__ = ["Job", "Keeper"]
-
-logger = logging.getLogger(__name__)
 
 _SMALL = 1 << 20
 _MOST_WAITING = 32
@@ -32,18 +29,20 @@ class Job:
 
     Args:
         packed: the object.
-        done: called after it was written or was not, in whichever thread.
+        tell: called once, in whichever thread wrote it, with the reason if it was not written.
         is_file: it is to be a file of its own.
 
     Attributes:
         error: why it was not written.
     """
 
-    __slots__ = ("done", "error", "is_file", "packed")
+    __slots__ = ("error", "is_file", "packed", "tell")
 
-    def __init__(self, packed: Packed, done: Callable[[], None], *, is_file: bool) -> None:
+    def __init__(
+        self, packed: Packed, tell: Callable[[Exception | None], None], *, is_file: bool
+    ) -> None:
         self.packed = packed
-        self.done = done
+        self.tell = tell
         self.is_file = is_file
         self.error: Exception | None = None
 
@@ -62,27 +61,21 @@ class Keeper:
         self._waiting: deque[Job] = deque()
         self._turn = threading.Lock()
 
-    def keep(self, job: Job) -> None:
-        """Write ``job`` now, and others that wait; or leave it to the thread that is writing.
-
-        Raises:
-            Exception: the job's error, if this thread wrote it.
-        """
-        wait = len(job.packed.data) > _SMALL or len(self._waiting) >= _MOST_WAITING
-        self._waiting.append(job)
-        wrote_own, num_left = False, _MOST_IN_TURN
+    def keep(self, jobs: Sequence[Job]) -> None:
+        """Write ``jobs`` now, and others that wait; or leave them to the thread that is writing."""
+        wait = len(self._waiting) >= _MOST_WAITING or any(
+            len(job.packed.data) > _SMALL for job in jobs
+        )
+        self._waiting.extend(jobs)
+        num_left = _MOST_IN_TURN
         # again after the turn has ended: what came while it ended was left to nobody
         while self._waiting and self._turn.acquire(blocking=wait):
             try:
-                wrote = self._write_waiting(job)
+                num_left -= self._write_waiting()
             finally:
                 self._turn.release()
-            wrote_own = wrote_own or job in wrote
-            num_left -= len(wrote)
             if num_left <= 0 and self._waiting and self._hand_over():
-                break  # this thread has a result to deliver
-        if wrote_own and job.error is not None:
-            raise job.error
+                break  # this thread has results to deliver
 
     def rest(self) -> None:
         """Write nothing until ``go_on``."""
@@ -104,7 +97,7 @@ class Keeper:
         while True:
             with self._turn:
                 while self._waiting:
-                    self._write_waiting(None)
+                    self._write_waiting()
             if not self._waiting:  # else it came while the turn ended, and was left to nobody
                 return
 
@@ -116,8 +109,8 @@ class Keeper:
             return False
         return True
 
-    def _write_waiting(self, own: Job | None) -> list[Job]:
-        """In turn: write what waits, not too much of it; return what that was."""
+    def _write_waiting(self) -> int:
+        """In turn: write what waits, not too much of it; return how many objects that was."""
         jobs: list[Job] = []
         try:
             while self._waiting and len(jobs) < _MOST_IN_TURN:
@@ -125,8 +118,5 @@ class Keeper:
             self._write(jobs)
         finally:
             for job in jobs:
-                job.done()
-        for job in jobs:
-            if job.error is not None and job is not own:
-                logger.warning("an object was fetched and not kept: %s", job.error)
-        return jobs
+                job.tell(job.error)
+        return len(jobs)

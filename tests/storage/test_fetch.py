@@ -52,6 +52,9 @@ class SlowStore:
             raise NotFoundError(url)
         return (name.encode() * (int(size) // len(name) + 1))[: int(size)]
 
+    def requests(self, urls: Sequence[str]) -> Sequence[None]:
+        return [None] * len(urls)
+
     def get_range(self, url: str, start: int, stop: int) -> bytes:
         return self.get(url)[start:stop]
 

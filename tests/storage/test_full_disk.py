@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +13,9 @@ import pytest
 
 from shardkit.errors import CacheError, StoreError
 from shardkit.storage.cache import Cache, CachedObject
+from shardkit.storage.space import Space
 from shardkit.storage.store import open_store
+from tests.small_disk import small_disk
 from tests.storage.disk import BLOCK, disk_bytes, entry_files, packed_bytes
 
 MIB = 1 << 20
@@ -22,15 +24,8 @@ MIB = 1 << 20
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Path]:
     """A folder on a filesystem of 16 MiB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
-        pytest.skip("this machine does not let us mount a tmpfs")
-    try:
+    with small_disk(tmp_path / "small", "16m") as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def test_a_full_disk_evicts_and_goes_on(small: Path) -> None:
@@ -151,3 +146,27 @@ def _fill_up(path: Path) -> None:
     with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
         while True:
             file.write(b"o" * 4096)
+
+
+def test_what_a_full_disk_did_not_take_is_told_where_nobody_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who leaves an object to another thread to write has gone by then: it is logged."""
+    caplog.set_level(logging.WARNING, logger="shardkit")
+
+    def fail(space: Space, objects: object) -> bool:
+        raise CacheError("nothing can be written")
+
+    with Cache(str(tmp_path)) as cache:
+        monkeypatch.setattr(Space, "keep", fail)
+        with pytest.raises(CacheError, match="nothing can be written"):
+            cache.get("own", lambda: b"x")
+        keeper = cache._open().keeper
+        keeper.rest()  # as while another thread writes
+        assert cache.get("left", lambda: b"x") == b"x"
+        keeper.go_on()
+        keeper.settle()
+        assert "fetched and not kept: nothing can be written" in caplog.text
+        monkeypatch.undo()
+        for key in ("own", "left"):  # and nobody holds their names
+            assert cache.get(key, lambda: b"y") == b"y"

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Sequence
 
@@ -10,13 +9,15 @@ from shardkit.storage.entries import entry_name
 from shardkit.storage.keeping import Job, Keeper
 from shardkit.storage.segments import Packed
 
-
-def nothing() -> None:
-    pass
+Tell = Callable[[Exception | None], None]
 
 
-def job(key: str, done: Callable[[], None] = nothing) -> Job:
-    return Job(Packed(entry_name(key), key, b"x", 0, 0), done, is_file=False)
+def nothing(error: Exception | None) -> None:
+    del error
+
+
+def job(key: str, tell: Tell = nothing) -> Job:
+    return Job(Packed(entry_name(key), key, b"x", 0, 0), tell, is_file=False)
 
 
 def keys(jobs: Sequence[Job]) -> list[str]:
@@ -34,11 +35,11 @@ def test_one_thread_writes_and_the_others_leave_it_to_that_one() -> None:
         written.append(keys(jobs))
 
     keeper = Keeper(write)
-    writer = threading.Thread(target=keeper.keep, args=(job("first"),))
+    writer = threading.Thread(target=keeper.keep, args=([job("first")],))
     writer.start()
     begun.wait(30)
     for key in ("second", "third"):
-        keeper.keep(job(key))
+        keeper.keep([job(key)])
     assert written == []
     assert not keeper.is_idle
     gate.set()
@@ -61,7 +62,7 @@ def test_every_job_is_done_and_none_twice_however_many_threads_keep() -> None:
     def keep(thread: int) -> None:
         for i in range(200):
             key = f"{thread}-{i}"
-            keeper.keep(job(key, lambda key=key: done.append(key)))  # type: ignore[misc]
+            keeper.keep([job(key, lambda error, key=key: done.append(key))])  # type: ignore[misc]
 
     threads = [threading.Thread(target=keep, args=(n,)) for n in range(8)]
     for thread in threads:
@@ -75,51 +76,17 @@ def test_every_job_is_done_and_none_twice_however_many_threads_keep() -> None:
     assert keeper.is_idle
 
 
-def test_an_error_is_raised_where_the_object_was_left_to_nobody_else() -> None:
-    done: list[bool] = []
-
-    def fail(jobs: Sequence[Job]) -> None:
-        for each in jobs:
-            each.error = OSError("full")
-
-    keeper = Keeper(fail)
-    with pytest.raises(OSError, match="full"):
-        keeper.keep(job("k", lambda: done.append(True)))
-    assert done == [True]
-    assert keeper.is_idle
-
-
-def test_an_error_of_what_was_written_for_another_is_logged_not_raised(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    caplog.set_level(logging.WARNING, logger="shardkit")
-    begun, gate = threading.Event(), threading.Event()
+def test_each_job_is_told_its_own_error_once() -> None:
+    told: list[tuple[str, str]] = []
 
     def write(jobs: Sequence[Job]) -> None:
-        begun.set()
-        gate.wait(30)
-        for each in jobs:
-            if each.packed.key == "others":
-                each.error = OSError("full")
+        jobs[1].error = OSError("full")
 
     keeper = Keeper(write)
-    errors: list[BaseException] = []
-
-    def keep() -> None:
-        try:
-            keeper.keep(job("own"))
-        except OSError as error:
-            errors.append(error)
-
-    writer = threading.Thread(target=keep)
-    writer.start()
-    begun.wait(30)
-    keeper.keep(job("others"))
-    gate.set()
-    writer.join(30)
-    keeper.settle()
-    assert errors == []
-    assert "fetched and not kept: full" in caplog.text
+    jobs = [job(key, lambda error, key=key: told.append((key, str(error)))) for key in "abc"]  # type: ignore[misc]
+    keeper.keep(jobs)
+    assert told == [("a", "None"), ("b", "full"), ("c", "None")]
+    assert keeper.is_idle
 
 
 def test_a_write_that_raises_still_lets_go_of_every_job() -> None:
@@ -130,7 +97,7 @@ def test_a_write_that_raises_still_lets_go_of_every_job() -> None:
 
     keeper = Keeper(broken)
     with pytest.raises(KeyboardInterrupt):
-        keeper.keep(job("k", lambda: done.append(True)))
+        keeper.keep([job("k", lambda _: done.append(True))])
     assert done == [True]
     assert keeper.is_idle
 
@@ -141,7 +108,7 @@ def test_what_came_while_the_keeper_rested_is_written_afterwards() -> None:
     done = threading.Event()
     keeper = Keeper(lambda jobs: written.extend(keys(jobs)))
     keeper.rest()
-    thread = threading.Thread(target=keeper.keep, args=(job("k", done.set),))
+    thread = threading.Thread(target=keeper.keep, args=([job("k", lambda _: done.set())],))
     thread.start()
     assert not done.wait(0.1)
     keeper.go_on()
