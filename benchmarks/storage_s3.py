@@ -37,7 +37,7 @@ from shardkit.storage.cache import Cache
 from shardkit.storage.fetch import Request, fetch_in_order
 from shardkit.storage.shards import ShardFetcher
 from shardkit.storage.store import open_store
-from tests.s3 import KEY, SECRET, S3Endpoint, serve_s3
+from tests.s3 import KEY, SECRET, S3Endpoint, serve_s3, trusted
 
 Contestant = Callable[[list[Request]], int]
 
@@ -99,13 +99,20 @@ def obstore_async(client, most: int) -> Contestant:
     return lambda requests: asyncio.run(all_of(requests))
 
 
+def _connection(url: str) -> http.client.HTTPConnection:
+    place = urlsplit(url)
+    if place.scheme == "https":
+        return http.client.HTTPSConnection(place.netloc)
+    return http.client.HTTPConnection(place.netloc)
+
+
 def signed_http(client, s3: S3Endpoint) -> Callable[[Request], int]:
     place = threading.local()
 
     def read(request: Request) -> int:
         url = urlsplit(obstore.sign(client, "GET", key_of(request), timedelta(hours=1)))
         if not hasattr(place, "connection"):
-            place.connection = http.client.HTTPConnection(urlsplit(s3.url).netloc)
+            place.connection = _connection(s3.url)
         place.connection.request("GET", f"{url.path}?{url.query}")
         answer = place.connection.getresponse()
         total = 0
@@ -200,13 +207,18 @@ def main() -> None:
     parser.add_argument("--shard-mb", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cold", action="store_true", help="leave free memory as it is")
+    parser.add_argument("--tls", action="store_true", help="the endpoint speaks https")
     args = parser.parse_args()
     with contextlib.ExitStack() as stack:
         args.scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-s3-")))
         args.place = Place()
         data = args.scratch / "data"
         make(data, args.objects, args.object_bytes, args.shards, args.shard_mb << 20)
-        s3 = stack.enter_context(serve_s3(data, proxied=False, etag_hash="", fresh=False))
+        if args.tls:
+            stack.enter_context(trusted())
+        s3 = stack.enter_context(
+            serve_s3(data, proxied=False, etag_hash="", fresh=False, tls=args.tls)
+        )
         small = [
             Request(f"s3://small/{i:05d}", size=args.object_bytes, version="")
             for i in range(args.objects)

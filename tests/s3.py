@@ -10,6 +10,8 @@ with serve_http(tmp_path) as http: store.get(f"{http.url}/bucket/a.txt")
 
 from __future__ import annotations
 
+import functools
+import os
 import re
 import shutil
 import subprocess
@@ -22,9 +24,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import trustme
+
 from tests.faulty_proxy import Fault, FaultyProxy, LoggedRequest, proxy_to
 
-__all__ = ["Fault", "S3Endpoint", "serve_http", "serve_s3"]
+__all__ = ["Fault", "S3Endpoint", "serve_http", "serve_s3", "trusted"]
 
 KEY, SECRET = "test-key", "test-secret"
 
@@ -62,6 +66,7 @@ def serve_s3(
     etag_hash: str = "MD5",
     auth: bool = True,
     fresh: bool = True,
+    tls: bool = False,
 ) -> Iterator[S3Endpoint]:
     """Serve ``folder``; its first-level folders are the buckets.
 
@@ -74,6 +79,7 @@ def serve_s3(
         auth: False takes any signature (``ignore_range`` changes what was signed).
         fresh: False for benchmarks: folders are listed once and remembered for 5 minutes, else
             every request lists the folder of its object anew.
+        tls: True speaks https, not ``proxied``; who calls makes clients trust it, see ``trusted``.
 
     Note that rclone answers ranges with status 200 (the right bytes, and Content-Range), which
     several clients refuse; over http it answers 206 like other servers.
@@ -83,7 +89,8 @@ def serve_s3(
         arguments += ["--auth-key", f"{KEY},{SECRET}"]
     if not fresh:
         arguments += ["--dir-cache-time", "5m"]
-    with _serve(arguments, folder, faults, proxied=proxied, latency_s=latency_s) as (url, proxy):
+    serving = _serve(arguments, folder, faults, proxied=proxied, latency_s=latency_s, tls=tls)
+    with serving as (url, proxy):
         options = {
             "key": KEY,
             "secret": SECRET,
@@ -100,10 +107,35 @@ def serve_http(
     *,
     proxied: bool = True,
     latency_s: float = 0.0,
+    tls: bool = False,
 ) -> Iterator[S3Endpoint]:
-    """Serve ``folder`` over plain http."""
-    with _serve(["http"], folder, faults, proxied=proxied, latency_s=latency_s) as (url, proxy):
+    """Serve ``folder`` over plain http; ``tls`` as of ``serve_s3``."""
+    serving = _serve(["http"], folder, faults, proxied=proxied, latency_s=latency_s, tls=tls)
+    with serving as (url, proxy):
         yield S3Endpoint(url, {}, proxy)
+
+
+@contextmanager
+def trusted() -> Iterator[None]:
+    """Have clients that are made meanwhile trust endpoints of ``tls=True``."""
+    names = ("SSL_CERT_FILE", "AWS_CA_BUNDLE")  # the latter of s3fs
+    before = {name: os.environ.get(name) for name in names}
+    with TemporaryDirectory(prefix="ca-") as folder:
+        path = os.path.join(folder, "ca.pem")
+        _authority().cert_pem.write_to_path(path)
+        os.environ.update(dict.fromkeys(names, path))
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                del os.environ[name]
+                if value is not None:
+                    os.environ[name] = value
+
+
+@functools.cache
+def _authority() -> trustme.CA:
+    return trustme.CA()
 
 
 @contextmanager
@@ -114,10 +146,18 @@ def _serve(
     *,
     proxied: bool,
     latency_s: float,
+    tls: bool,
 ) -> Iterator[tuple[str, FaultyProxy]]:
     with ExitStack() as stack:
         scratch = stack.enter_context(TemporaryDirectory(prefix="serve-"))
+        if tls:
+            key = os.path.join(scratch, "key.pem")
+            _authority().issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(key)
+            arguments = [*arguments, "--cert", key, "--key", key]
         port = stack.enter_context(_rclone(arguments, folder, Path(scratch) / "log"))
+        if tls:
+            yield f"https://127.0.0.1:{port}", FaultyProxy(port, [], [])
+            return
         if not proxied:
             yield f"http://127.0.0.1:{port}", FaultyProxy(port, [], [])
             return
@@ -145,7 +185,7 @@ def _rclone(arguments: list[str], folder: str | Path, log: Path) -> Iterator[int
 def _wait_for_port(process: subprocess.Popen[bytes], log: Path) -> int:
     for _ in range(1000):
         text = log.read_text() if log.exists() else ""
-        if found := re.search(r"http://127\.0\.0\.1:(\d+)", text):
+        if found := re.search(r"https?://127\.0\.0\.1:(\d+)", text):
             return int(found.group(1))
         if process.poll() is not None:
             raise RuntimeError(f"rclone ended with {process.returncode}: {text}")

@@ -131,7 +131,7 @@ class Downloads(Generic[T]):
                     self._crew,
                     as_file=self._as_file,
                 )
-                self._at_exit = weakref.finalize(self, self._loop.close)
+                self._at_exit = weakref.finalize(self, _close_and_join, self._loop)
                 self._loop.start(f"shardkit-{self._name}-receive")
             return self._loop
 
@@ -147,7 +147,7 @@ class _Asked(NamedTuple, Generic[T]):
 class _Loop(Generic[T]):
     """The thread that receives whole objects.
 
-    Mutable state: what waits and what others have done (deques: appending and taking are atomic),
+    Mutable state: what waits, what others have done (deques: appending and taking are atomic),
     whether the thread sleeps and would do more; all else is the thread's own.
     """
 
@@ -173,6 +173,8 @@ class _Loop(Generic[T]):
         self._waiting: deque[T] = deque()
         self._returned: deque[None] = deque()
         self._num_handed = 0  # to other threads
+        self._unconnected: dict[int, _Asked[T]] = {}  # for which others are making connections
+        self._connected: deque[tuple[_Asked[T], PlainRequest, Exception | None]] = deque()
         self._arrived: list[Fetched] = []
         self._thread: threading.Thread | None = None
         self._is_asleep = self._is_closed = self._is_over = False
@@ -213,7 +215,8 @@ class _Loop(Generic[T]):
                 self._receive_some()
         finally:
             self._is_over = True
-            for wanted, load, right in self._receiver.close():
+            left = [*self._receiver.close(), *self._unconnected.values()]
+            for wanted, load, right in left:
                 if right is not None:
                     right.give_up()
                 if self._is_closed:
@@ -235,6 +238,7 @@ class _Loop(Generic[T]):
     def _start_some(self) -> None:
         """Ask for as much of what waits as may be under way."""
         while True:
+            self._ask_connected()
             while self._returned:
                 self._returned.popleft()
                 self._num_handed -= 1
@@ -253,8 +257,10 @@ class _Loop(Generic[T]):
                 return
             requests = self._requests([asked.wanted.url for asked in begun])
             for asked, request in zip(begun, requests, strict=True):
-                if request is None or not self._receiver.start(request, asked):
+                if request is None:
                     self._give_up(asked)
+                else:
+                    self._ask(asked, request)
 
     def _with_right(self, wanted: T, load: Load) -> _Asked[T] | None:
         """With the right to fetch an object; ``None`` if there is none."""
@@ -275,6 +281,36 @@ class _Loop(Generic[T]):
             return [None] * len(urls)
         self._is_plain = any(request is not None for request in requests)
         return requests
+
+    def _ask(self, asked: _Asked[T], request: PlainRequest) -> None:
+        """Send a request, as soon as there is a connection for it."""
+        if self._receiver.start(request, asked):
+            return
+        self._num_handed += 1
+        self._unconnected[id(asked)] = asked
+        self._crew.submit(functools.partial(self._connect, asked, request))
+
+    def _connect(self, asked: _Asked[T], request: PlainRequest) -> None:
+        """By a thread that may block: make a connection for a request."""
+        error: Exception | None = None
+        try:
+            request.getter.connect(request.origin)
+        except Exception as failure:  # noqa: BLE001 - who loads it by blocking meets it again
+            error = failure
+        self._connected.append((asked, request, error))
+        self._wake()
+
+    def _ask_connected(self) -> None:
+        """Send the requests for which connections were made; give up the others."""
+        while self._connected:
+            asked, request, error = self._connected.popleft()
+            del self._unconnected[id(asked)]
+            self._num_handed -= 1
+            if error is None:
+                self._ask(asked, request)
+            else:
+                logger.debug("%s is not read plainly: %s", asked.wanted.url, error)
+                self._give_up(asked)
 
     def _give_up(self, asked: _Asked[T]) -> None:
         """Let a thread that blocks have a piece of work."""
@@ -304,7 +340,9 @@ class _Loop(Generic[T]):
 
     def _can_go_on(self) -> bool:
         num_busy = self._receiver.num_busy + self._num_handed - len(self._returned)
-        return self._is_closed or (bool(self._waiting) and num_busy < self._num_at_once)
+        if self._is_closed or self._connected:
+            return True
+        return bool(self._waiting) and num_busy < self._num_at_once
 
     def _wake(self) -> None:
         """Have the thread look at what is new, unless it is about to by itself."""
@@ -352,6 +390,12 @@ class _Loop(Generic[T]):
         """Keep objects, which tells whoever asked."""
         if self._cache is not None:
             self._cache.keep(objects, as_file=self._as_file)
+
+
+def _close_and_join(loop: _Loop[Any]) -> None:
+    """When the interpreter ends: a thread that it stops for good may hold a lock of ours."""
+    loop.close()
+    loop.join(CLOSE_S)
 
 
 def _make_receiver() -> Receiver[Any]:

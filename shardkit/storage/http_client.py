@@ -10,7 +10,6 @@ from __future__ import annotations
 import http.client
 import re
 import ssl
-import threading
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from urllib.parse import quote, urljoin, urlsplit
@@ -19,12 +18,12 @@ from shardkit.errors import ConfigError, NotFoundError, StoreError, TransientErr
 from shardkit.storage.bodies import Body
 from shardkit.storage.boundary import short_range
 from shardkit.storage.forks import start_anew_in_children
+from shardkit.storage.pool import Pool
 from shardkit.storage.protocol import Chunk
 from shardkit.storage.receive import plain_socket, receive
 
 __all__ = [
     "BUFFER",
-    "MAX_IDLE",
     "HttpClient",
     "RangePastEndError",
     "plain_url",
@@ -36,9 +35,6 @@ CHUNK = 1 << 20
 BUFFER = 256 << 10
 """Bytes of a buffer that is used again: it stays in the processor's cache, so that what is received
 is hashed and written while it is there."""
-
-MAX_IDLE = 64
-"""Idle connections kept per host; as many as fetch ever uses at once."""
 
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504, 509, 529})
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -62,14 +58,12 @@ class HttpClient:
     def __init__(self, headers: Mapping[str, str], stall_s: float) -> None:
         self._headers = {"Accept-Encoding": "identity", "User-Agent": "shardkit", **headers}
         self._stall_s = stall_s
-        self._lock = threading.Lock()
-        self._idle: dict[_Host, list[http.client.HTTPConnection]] = {}  # guarded by _lock
+        self._pool: Pool[_Host, http.client.HTTPConnection] = Pool()
         start_anew_in_children(self)
 
     def forget_parent(self) -> None:
         """Leave the parent's connections to the parent."""
-        self._lock = threading.Lock()
-        self._idle = {}
+        self._pool = Pool()
 
     def head(self, url: str, name: str) -> tuple[int, str]:
         """Return size (-1 unknown) and version ("" unknown) of ``url``, called ``name`` in errors.
@@ -85,7 +79,7 @@ class HttpClient:
         found = _content_range(answer)
         size = found[1] if found else _length(answer)
         if answer.isclosed() and not answer.will_close:  # nothing of a body is left
-            self._give_back(host, connection)
+            self._pool.give_back(host, connection)
         else:
             connection.close()
         return (-1 if size is None else size), _version(answer)
@@ -149,7 +143,7 @@ class HttpClient:
             raise TransientError(f"{name}: the body broke: {error!r}") from error
         finally:
             if done:
-                self._give_back(host, connection)
+                self._pool.give_back(host, connection)
             else:
                 connection.close()
 
@@ -159,12 +153,13 @@ class HttpClient:
         """Send a request, following redirects; a kept connection gone stale is replaced once."""
         for _ in range(_MAX_REDIRECTS + 1):
             host, target = _host_and_target(url)
-            connection, kept = self._take(host)
+            kept = self._pool.take(host)
+            connection = kept or _connect(host, self._stall_s)
             try:
                 try:
                     answer = _exchange(connection, method, target, {**self._headers, **headers})
                 except (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError):
-                    if not kept:
+                    if kept is None:
                         raise
                     connection.close()
                     connection = _connect(host, self._stall_s)
@@ -182,21 +177,6 @@ class HttpClient:
             connection.close()
             raise
         return connection, answer, host
-
-    def _take(self, host: _Host) -> tuple[http.client.HTTPConnection, bool]:
-        with self._lock:
-            idle = self._idle.get(host)
-            if idle:
-                return idle.pop(), True
-        return _connect(host, self._stall_s), False
-
-    def _give_back(self, host: _Host, connection: http.client.HTTPConnection) -> None:
-        with self._lock:
-            idle = self._idle.setdefault(host, [])
-            if len(idle) < MAX_IDLE:
-                idle.append(connection)
-                return
-        connection.close()
 
 
 def plain_url(url: str) -> str:

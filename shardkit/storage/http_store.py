@@ -20,7 +20,7 @@ __all__ = ["HttpStore"]
 
 logger = logging.getLogger(__name__)
 
-_USUAL = re.compile(r"http://[^/?#@]+/")
+_USUAL = re.compile(r"https?://[^/?#@]+/")
 
 
 class HttpStore:
@@ -49,8 +49,7 @@ class HttpStore:
 
         Plainly where the server takes that and nothing breaks.
         """
-        [request] = self.requests([url])
-        if request is not None:
+        if url.startswith("http://") and self._request(url) is not None:
             try:
                 return self._plain.get(_without_fragment(url), url)
             except NotFoundError:
@@ -110,7 +109,7 @@ class HttpStore:
         if _USUAL.match(url) is None:
             return None
         request = self._plain.request(_without_fragment(url))
-        return request if self._plain.is_worthwhile(request.netloc) else None
+        return request if self._plain.is_worthwhile(request.origin) else None
 
     def _opener(self, url: str, buffer: memoryview | None = None) -> OpenBody:
         def size_of() -> int:

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import obstore
 import obstore.exceptions
@@ -29,7 +28,7 @@ from shardkit.storage.forks import keep_for_ever, start_anew_in_children
 from shardkit.storage.http_client import BUFFER, HttpClient, RangePastEndError
 from shardkit.storage.obstore_clients import DEFAULT_REGION, open_client
 from shardkit.storage.options import Options
-from shardkit.storage.plain_get import PlainGetter, PlainRequest
+from shardkit.storage.plain_get import PlainGetter, PlainRequest, origin_of
 from shardkit.storage.protocol import Chunk, ObjectInfo
 from shardkit.storage.ranges import fetch_ranges
 from shardkit.storage.regions import region_of
@@ -58,6 +57,7 @@ _ELSEWHERE = re.compile(
     r"redirect without LOCATION|PermanentRedirect|AuthorizationHeaderMalformed|"
     r"IllegalLocationConstraint"
 )
+_UNTRUSTED = re.compile(r"InvalidCertificate\(\s*(\w+)")
 _STATUS = re.compile(r"status code: (\d{3})|\((\d{3}) [A-Z][A-Za-z ]+\)")
 _REASON = re.compile(r"<Code>(.*?)</Code>(?:.*?<Message>(.*?)</Message>)?", re.DOTALL)
 
@@ -94,6 +94,8 @@ class ObstoreStore:
         self._plain = PlainGetter({}, options.stall_s)
         # Buckets whose objects can't be had plainly: set once, only grows.
         self._not_plain: set[str] = set()
+        # Buckets whose objects can't be asked for together: set once, only grows.
+        self._not_together: set[str] = set()
         # Buckets whose server answers ranges in a way that obstore refuses: set once, only grows.
         self._refused: set[str] = set()
         # Buckets that give nothing for a signed URL: set once, only grows.
@@ -140,14 +142,25 @@ class ObstoreStore:
         """Return what asks plainly for each object; those of one bucket are signed together."""
         found: list[PlainRequest | None] = [None] * len(urls)
         places = [self._reader(url) for url in urls]
-        for bucket in {bucket for _, _, bucket in places} - self._not_plain:
+        for bucket in {bucket for _, _, bucket in places} - self._not_together:
             numbers = [n for n, place in enumerate(places) if place[2] == bucket]
-            keys = [places[n][1] for n in numbers]
-            signed = obstore.sign(places[numbers[0]][0], "GET", keys, _SIGNED_FOR)
-            for n, url in zip(numbers, signed, strict=True):
-                if url.startswith("http://"):
-                    found[n] = self._plain.request(url)
+            client, keys = places[numbers[0]][0], [places[n][1] for n in numbers]
+            for n, url in zip(numbers, self._signed_together(client, keys, bucket), strict=True):
+                found[n] = self._plain.request(url) if url else None
         return found
+
+    def _signed_together(self, client: Any, keys: list[str], bucket: str) -> Sequence[str]:
+        """URLs, "" where that is not the way: to sign may cost a request elsewhere than on S3."""
+        if bucket.startswith(("s3:", "s3a:")):
+            try:
+                signed = obstore.sign(client, "GET", keys, _SIGNED_FOR)
+            except obstore.exceptions.BaseError as error:
+                logger.debug("%s is not read plainly: %s", bucket, error)
+            else:
+                if self._plain.is_worthwhile(origin_of(signed[0])):
+                    return signed
+        self._not_together.add(bucket)
+        return [""] * len(keys)
 
     def get_range(self, url: str, start: int, stop: int) -> bytes:
         """Return ``[start, stop)``."""
@@ -260,8 +273,7 @@ class ObstoreStore:
         except obstore.exceptions.BaseError as error:
             logger.debug("%s is not read plainly: %s", bucket, error)
             signed = ""
-        netloc = urlsplit(signed).netloc
-        if not signed.startswith("http://") or not self._plain.is_worthwhile(netloc):
+        if not signed.startswith("http://") or not self._plain.is_worthwhile(origin_of(signed)):
             self._not_plain.add(bucket)
             return None
         try:
@@ -411,6 +423,11 @@ def _mapped(verb: str, url: str, error: Exception) -> Exception:
     """Map what obstore raised. Its one ``GenericError`` holds the network's and the server's."""
     if isinstance(error, ShardkitError):
         return error
+    if (untrusted := _UNTRUSTED.search(str(error))) is not None:
+        return StoreError(
+            f"cannot {verb} {url}: the certificate of the server is not trusted ({untrusted[1]}); "
+            "SSL_CERT_FILE may name a file of authorities that are (AWS_CA_BUNDLE for s3fs)"
+        )
     status, reason = _STATUS.search(str(error)), _REASON.search(str(error))
     code = int(status[1] or status[2]) if status else 0
     said = ": ".join(filter(None, reason.groups())) if reason else _first_line(error)

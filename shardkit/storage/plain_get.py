@@ -6,14 +6,14 @@ processor time: obstore, which hands a body from thread to thread, takes 240, ``
 
 Only the most usual answer is understood: status 200, a head that comes in one piece, a length, an
 etag or a time. Whoever gets any other asks again in another way, which knows them all.
-``receiving.py`` has many such requests answered at once.
+``receiving.py`` has many such requests answered at once, encrypted ones too.
 """
 
 from __future__ import annotations
 
 import socket
+import ssl
 import struct
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -21,10 +21,11 @@ from urllib.parse import urlsplit
 
 from shardkit.errors import NotFoundError, StoreError, TransientError
 from shardkit.storage.forks import start_anew_in_children
-from shardkit.storage.http_client import MAX_IDLE, proxy_of, raise_for_status
+from shardkit.storage.http_client import proxy_of, raise_for_status
+from shardkit.storage.pool import Pool
 from shardkit.storage.quick_calls import drop_received, send_some
 
-__all__ = ["MOST_HEAD", "Head", "PlainGetter", "PlainRequest", "parse_head"]
+__all__ = ["MOST_HEAD", "Head", "PlainGetter", "PlainRequest", "origin_of", "parse_head"]
 
 MOST_HEAD = 8 << 10
 """Bytes; a longer head is not understood."""
@@ -52,10 +53,13 @@ class Head:
 
 
 class PlainRequest(NamedTuple):
-    """A request for a whole object, of whom to borrow a connection for it, and to which server."""
+    """A request for a whole object, of whom to borrow a connection for it, and to which server.
+
+    ``origin`` is scheme, host and port: ``"https://host:9000"``.
+    """
 
     getter: PlainGetter
-    netloc: str
+    origin: str
     data: bytes
 
 
@@ -71,26 +75,32 @@ class PlainGetter:
         sent = {"Accept-Encoding": "identity", "User-Agent": "shardkit", **headers}
         self._headers = "".join(f"{name}: {value}\r\n" for name, value in sent.items())
         self.stall_s = stall_s
-        self._lock = threading.Lock()
-        self._idle: dict[str, list[socket.socket]] = {}  # guarded by _lock
+        self._pool: Pool[str, socket.socket] = Pool()  # by origin
+        self._tls: ssl.SSLContext | None = None
         # Answers of a server in a row that were not understood; a guess, which any thread may set.
         self._refusals: dict[str, int] = {}
         start_anew_in_children(self)
 
     def forget_parent(self) -> None:
         """Leave the parent's connections to the parent."""
-        self._lock = threading.Lock()
-        self._idle = {}
+        self._pool = Pool()
 
     def request(self, url: str) -> PlainRequest:
-        """Return what asks for the object of an ``http://`` URL."""
+        """Return what asks for the object of an ``http://`` or ``https://`` URL."""
         _, _, netloc, target = url.split("/", 3)
         data = f"GET /{target} HTTP/1.1\r\nHost: {netloc}\r\n{self._headers}\r\n".encode()
-        return PlainRequest(self, netloc, data)
+        return PlainRequest(self, origin_of(url), data)
 
-    def is_worthwhile(self, netloc: str) -> bool:
+    def is_worthwhile(self, origin: str) -> bool:
         """Whether a server is to be asked: it gave a usual answer, or was not asked often."""
-        return self._refusals.get(netloc, 0) < _MOST_REFUSALS
+        return self._refusals.get(origin, 0) < _MOST_REFUSALS
+
+    def note(self, origin: str, *, is_usual: bool) -> None:
+        """Note how a server answered."""
+        if not is_usual:
+            self._refusals[origin] = self._refusals.get(origin, 0) + 1
+        elif origin in self._refusals:
+            self._refusals.pop(origin, None)
 
     def get(self, url: str, name: str) -> tuple[bytes, str]:
         """Return the object of an ``http://`` URL, called ``name`` in errors, and its version.
@@ -100,26 +110,26 @@ class PlainGetter:
             TransientError: the server or the network failed in a way that may pass.
             StoreError: it was refused, or what came is not the usual answer.
         """
-        _, netloc, request = self.request(url)
+        _, origin, request = self.request(url)
         try:
-            found = self._get(netloc, request, name)
+            found = self._get(origin, request, name)
         except (NotFoundError, TransientError):
             raise
         except StoreError:
-            self._refusals[netloc] = self._refusals.get(netloc, 0) + 1
+            self.note(origin, is_usual=False)
             raise
-        self._refusals.pop(netloc, None)
+        self.note(origin, is_usual=True)
         return found
 
-    def _get(self, netloc: str, request: bytes, name: str) -> tuple[bytes, str]:
-        idle = self.take(netloc)
-        sock = idle or self._connect(netloc)
+    def _get(self, origin: str, request: bytes, name: str) -> tuple[bytes, str]:
+        idle = self.take(origin)
+        sock = idle or self._connected(origin)
         done = False
         try:
             head = _ask(sock, request)
             if head is None and idle is not None:  # it had gone stale
                 sock.close()
-                sock = self._connect(netloc)
+                sock = self._connected(origin)
                 head = _ask(sock, request)
             if head is None:
                 raise TransientError(f"cannot read {name}: the connection was closed")
@@ -139,42 +149,66 @@ class PlainGetter:
             raise TransientError(f"cannot read {name}: {error!r}") from error
         finally:
             if done:
-                self.give_back(netloc, sock)
+                self.give_back(origin, sock)
             else:
                 sock.close()
         return data, head.version
 
-    def take(self, netloc: str) -> socket.socket | None:
+    def take(self, origin: str) -> socket.socket | None:
         """Borrow an idle connection to a server, if there is one."""
-        with self._lock:
-            idle = self._idle.get(netloc)
-            return idle.pop() if idle else None
+        return self._pool.take(origin)
 
-    def give_back(self, netloc: str, sock: socket.socket) -> None:
+    def give_back(self, origin: str, sock: socket.socket) -> None:
         """Keep a connection over which nothing is on its way."""
-        with self._lock:
-            idle = self._idle.setdefault(netloc, [])
-            if len(idle) < MAX_IDLE:
-                idle.append(sock)
-                return
-        sock.close()
+        self._pool.give_back(origin, sock)
 
-    def _connect(self, netloc: str) -> socket.socket:
-        """Return a connection whose calls block, under the kernel's own timeout."""
-        if proxy_of("http", netloc) is not None:
-            raise StoreError(f"{netloc} is reached through a proxy, not plainly")
-        place = urlsplit(f"//{netloc}")
-        address = (place.hostname or "", place.port or 80)
+    def connect(self, origin: str) -> None:
+        """Make one more idle connection to a server.
+
+        Raises:
+            TransientError: that failed, in a way that may pass.
+            StoreError: it can't be had in this way.
+        """
         try:
-            sock = socket.create_connection(address, timeout=min(_CONNECT_S, self.stall_s))
+            self.give_back(origin, self._connected(origin))
+        except TransientError:
+            raise
+        except StoreError:
+            self.note(origin, is_usual=False)
+            raise
+
+    def _connected(self, origin: str) -> socket.socket:
+        """Return a new connection whose calls block, under the kernel's own timeout."""
+        place = urlsplit(origin)
+        is_tls = place.scheme == "https"
+        if proxy_of(place.scheme, place.netloc) is not None:
+            raise StoreError(f"{place.netloc} is reached through a proxy, not plainly")
+        host, port = place.hostname or "", place.port or (443 if is_tls else 80)
+        try:
+            sock = socket.create_connection((host, port), timeout=min(_CONNECT_S, self.stall_s))
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if is_tls:
+                sock = self._tls_context().wrap_socket(sock, server_hostname=host)
+        except ssl.SSLCertVerificationError as error:
+            raise StoreError(f"cannot connect to {place.netloc}: {error}") from error
         except OSError as error:
-            raise TransientError(f"cannot connect to {netloc}: {error!r}") from error
+            raise TransientError(f"cannot connect to {place.netloc}: {error!r}") from error
         sock.settimeout(None)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         timeout = struct.pack("ll", int(self.stall_s), int(self.stall_s % 1 * 1e6))
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)
         return sock
+
+    def _tls_context(self) -> ssl.SSLContext:
+        if self._tls is None:
+            self._tls = ssl.create_default_context()
+        return self._tls
+
+
+def origin_of(url: str) -> str:
+    """Return scheme, host and port of a URL."""
+    scheme, _, netloc = url.split("/", 3)[:3]
+    return f"{scheme}//{netloc}"
 
 
 def _ask(sock: socket.socket, request: bytes) -> Head | None:

@@ -24,6 +24,7 @@ __all__ = [
     "try_lock_byte",
     "unlock",
     "unlock_byte",
+    "view",
 ]
 
 _libc = ctypes.PyDLL(None, use_errno=True)
@@ -45,6 +46,11 @@ _new_bytes.restype = ctypes.py_object
 _address_of = ctypes.pythonapi.PyBytes_AsString
 _address_of.argtypes = [ctypes.py_object]
 _address_of.restype = ctypes.c_void_p
+_view_of = ctypes.pythonapi.PyMemoryView_FromMemory
+_view_of.argtypes = [ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int]
+_view_of.restype = ctypes.py_object
+_WRITABLE = 0x200
+"""PyBUF_WRITE."""
 
 _LOCK = struct.Struct("hhqqi4x")
 
@@ -77,6 +83,12 @@ def blank(size: int, start: bytes) -> bytes:
     """Return bytes for ``receive_into``: behind ``start`` they hold anything until it came."""
     made: bytes = _new_bytes(None, size)
     ctypes.memmove(_address_of(made), start, len(start))
+    return made
+
+
+def view(data: bytes, start: int) -> memoryview:
+    """Return what is to be filled of ``blank`` bytes, from ``start`` on; they must outlive it."""
+    made: memoryview = _view_of(_address_of(data) + start, len(data) - start, _WRITABLE)
     return made
 
 

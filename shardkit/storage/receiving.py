@@ -10,15 +10,16 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import socket
 import threading
 import time
 from http import HTTPStatus
 from typing import Generic, NamedTuple, TypeVar
 
-from shardkit.errors import StoreError
-from shardkit.storage.plain_get import MOST_HEAD, PlainGetter, PlainRequest, parse_head
-from shardkit.storage.quick_calls import blank, receive_into, send_some
+from shardkit.errors import NotFoundError, StoreError, TransientError
+from shardkit.storage.http_client import RangePastEndError, raise_for_status
+from shardkit.storage.plain_get import MOST_HEAD, Head, PlainGetter, PlainRequest, parse_head
+from shardkit.storage.quick_calls import blank
+from shardkit.storage.wires import Wire, wire_of
 
 __all__ = ["Answer", "Receiver"]
 
@@ -26,6 +27,8 @@ T = TypeVar("T")
 
 _TICK_S = 0.5
 """How often it is looked whether a connection has been silent for too long."""
+
+_MOST_IDLE = 64
 
 
 class Answer(NamedTuple, Generic[T]):
@@ -36,18 +39,23 @@ class Answer(NamedTuple, Generic[T]):
     version: str = ""
 
 
+class _OddError(Exception):
+    """An answer that is not understood."""
+
+
 class _Connection(Generic[T]):
     """A borrowed connection, and the request that is under way on it."""
 
     __slots__ = (
-        *("data", "fd", "num_received", "place", "since", "sock", "start"),
-        *("stays_open", "tag", "version"),
+        *("data", "fd", "getter", "num_received", "origin", "since", "start"),
+        *("stays_open", "tag", "version", "wire"),
     )
 
-    def __init__(self, place: tuple[PlainGetter, str], sock: socket.socket) -> None:
-        self.place = place
-        self.sock = sock
-        self.fd = sock.fileno()
+    def __init__(self, getter: PlainGetter, origin: str, wire: Wire) -> None:
+        self.getter = getter
+        self.origin = origin
+        self.wire = wire
+        self.fd = wire.sock.fileno()
         self.tag: T | None = None
         self.start = b""  # what has come of the head
         self.data: bytes | None = None  # what comes is written into; None before the head has come
@@ -55,6 +63,63 @@ class _Connection(Generic[T]):
         self.since = 0.0  # when something came last
         self.version = ""
         self.stays_open = False
+
+    def receive(self) -> bool:
+        """Take what has come; is that the whole answer?
+
+        Raises:
+            OSError: the connection has ended, or says that there is no such object, or not now.
+            _OddError: the answer is not understood.
+        """
+        while True:
+            data = self.data
+            if data is None:
+                came = self._receive_head()
+            else:
+                came = self.wire.receive_into(data, self.num_received)
+                self.num_received += max(came, 0)
+            if came == 0:
+                raise ConnectionResetError
+            if self.data is not None and self.num_received == len(self.data):
+                return True
+            if came < 0 or (data is not None and not self.wire.holds):
+                return False  # the kernel tells of what comes next
+
+    def _receive_head(self) -> int:
+        """Take what has come of a head, and of the body behind it; return how much that was."""
+        came = self.wire.receive(MOST_HEAD)
+        if not came:
+            return -1 if came is None else 0
+        self.start += came
+        if b"\r\n\r\n" in self.start:
+            head = _understood(self.start)
+            body = self.start[head.size :]
+            self.data, self.num_received = blank(head.length or 0, body), len(body)
+            self.version, self.stays_open = head.version or "", head.stays_open
+        elif len(self.start) >= MOST_HEAD:
+            raise _OddError
+        return len(came)
+
+
+def _understood(start: bytes) -> Head:
+    """The head of an answer that has a body of known length and a version.
+
+    Raises:
+        StoreError: there is no such object, or not now.
+        _OddError: it is another answer.
+    """
+    try:
+        head = parse_head(start)
+        raise_for_status(head.status, head.reason, "it")
+    except (NotFoundError, TransientError):
+        raise
+    except (StoreError, RangePastEndError) as error:
+        raise _OddError from error
+    if head.status != HTTPStatus.OK or head.length is None or head.version is None:
+        raise _OddError
+    if len(start) - head.size > head.length:
+        raise _OddError
+    return head
 
 
 class Receiver(Generic[T]):
@@ -71,7 +136,7 @@ class Receiver(Generic[T]):
         self._event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)  # guarded by _waking
         self._poll.register(self._event, select.EPOLLIN)
         self._busy: dict[int, _Connection[T]] = {}
-        self._idle: dict[tuple[PlainGetter, str], list[_Connection[T]]] = {}
+        self._idle: dict[int, _Connection[T]] = {}  # the one used last is last
         self._looked_at = 0.0
 
     @property
@@ -80,21 +145,16 @@ class Receiver(Generic[T]):
         return len(self._busy)
 
     def start(self, request: PlainRequest, tag: T) -> bool:
-        """Send a request; False if it must be asked otherwise: no connection is idle, or broke."""
-        connection = self._take(request)
-        if connection is None:
-            return False
-        try:
-            is_sent = send_some(connection.sock, request.data) == len(request.data)
-        except OSError:
-            is_sent = False
-        if not is_sent:
-            connection.sock.close()  # and the kernel asks about it no more
-            return False
-        connection.tag, connection.start, connection.data = tag, b"", None
-        connection.since = time.monotonic()
-        self._busy[connection.fd] = connection
-        return True
+        """Send a request; False where no connection is idle."""
+        while (connection := self._take(request)) is not None:
+            with contextlib.suppress(OSError):
+                if connection.wire.send(request.data):
+                    connection.tag, connection.start, connection.data = tag, b"", None
+                    connection.since = time.monotonic()
+                    self._busy[connection.fd] = connection
+                    return True
+            connection.wire.sock.close()  # it had gone stale
+        return False
 
     def wait(self, timeout_s: float | None = None) -> list[Answer[T]]:
         """Receive what comes; return the answers that are whole, perhaps none.
@@ -109,19 +169,18 @@ class Receiver(Generic[T]):
         now = time.monotonic()
         answers: list[Answer[T]] = []
         for fd, _ in events:
-            connection = self._busy.get(fd)
-            if connection is not None:
+            if (connection := self._busy.get(fd)) is not None:
                 connection.since = now
                 self._receive(connection, answers)
             elif fd == self._event:
                 with contextlib.suppress(BlockingIOError):
                     os.eventfd_read(fd)
-            else:
-                self._drop_idle(fd)
+            elif (connection := self._idle.get(fd)) is not None:
+                self._look_at_idle(connection)
         if now - self._looked_at > _TICK_S:
             self._looked_at = now
             for connection in list(self._busy.values()):
-                if now - connection.since > connection.place[0].stall_s:
+                if now - connection.since > connection.getter.stall_s:
                     self._end(connection, answers, is_whole=False)
         return answers
 
@@ -136,9 +195,8 @@ class Receiver(Generic[T]):
         answers: list[Answer[T]] = []
         for connection in list(self._busy.values()):
             self._end(connection, answers, is_whole=False)
-        for (getter, netloc), connections in self._idle.items():
-            for connection in connections:
-                getter.give_back(netloc, connection.sock)
+        for connection in self._idle.values():
+            connection.getter.give_back(connection.origin, connection.wire.sock)
         self._idle.clear()
         self._poll.close()
         with self._waking:
@@ -147,56 +205,32 @@ class Receiver(Generic[T]):
         return [answer.tag for answer in answers]
 
     def _take(self, request: PlainRequest) -> _Connection[T] | None:
-        place = request.getter, request.netloc
-        idle = self._idle.get(place)
-        if idle:
-            return idle.pop()
-        sock = request.getter.take(request.netloc)
+        """An idle connection to a server, the one used last: it is the least likely to be stale."""
+        getter, origin, _ = request
+        for connection in reversed(self._idle.values()):
+            if connection.origin == origin and connection.getter is getter:
+                del self._idle[connection.fd]
+                return connection
+        sock = getter.take(origin)
         if sock is None:
             return None
-        connection: _Connection[T] = _Connection(place, sock)
-        self._poll.register(connection.fd, select.EPOLLIN)
-        return connection
+        taken: _Connection[T] = _Connection(getter, origin, wire_of(sock))
+        self._poll.register(taken.fd, select.EPOLLIN)
+        return taken
 
     def _receive(self, connection: _Connection[T], answers: list[Answer[T]]) -> None:
         """Take what has come; if that was the last of it, or goes wrong, the answer is known."""
         try:
-            if connection.data is None:
-                goes_on = self._receive_head(connection)
-            else:
-                goes_on = self._receive_body(connection, connection.data)
-        except (OSError, StoreError):
-            goes_on = False
-        data = connection.data
-        if not goes_on:
+            is_whole = connection.receive()
+        except _OddError:
+            connection.getter.note(connection.origin, is_usual=False)
             self._end(connection, answers, is_whole=False)
-        elif data is not None and connection.num_received == len(data):
-            self._end(connection, answers, is_whole=True)
-
-    def _receive_head(self, connection: _Connection[T]) -> bool:
-        """Take what has come of a head, and of the body behind it; False if that is the end."""
-        came = connection.sock.recv(MOST_HEAD, socket.MSG_DONTWAIT)
-        start = connection.start = connection.start + came
-        if not came or b"\r\n\r\n" not in start:
-            return len(came) > 0 and len(start) < MOST_HEAD
-        head = parse_head(start)
-        body = start[head.size :]
-        if head.status != HTTPStatus.OK or head.length is None or head.version is None:
-            return False
-        if len(body) > head.length:
-            return False
-        connection.start, connection.num_received = b"", len(body)
-        connection.data = blank(head.length, body)
-        connection.version, connection.stays_open = head.version, head.stays_open
-        return self._receive_body(connection, connection.data)
-
-    def _receive_body(self, connection: _Connection[T], data: bytes) -> bool:
-        """Take what has come of a body; False if that is the end of the connection."""
-        if connection.num_received == len(data):
-            return True
-        received = receive_into(connection.fd, data, connection.num_received)
-        connection.num_received += max(received, 0)
-        return received != 0
+        except OSError:
+            self._end(connection, answers, is_whole=False)
+        else:
+            if is_whole:
+                connection.getter.note(connection.origin, is_usual=True)
+                self._end(connection, answers, is_whole=True)
 
     def _end(self, connection: _Connection[T], answers: list[Answer[T]], *, is_whole: bool) -> None:
         """Note the answer; keep the connection if nothing more comes on it."""
@@ -204,17 +238,23 @@ class Receiver(Generic[T]):
         connection.tag = connection.data = None
         del self._busy[connection.fd]
         if is_whole and connection.stays_open:
-            self._idle.setdefault(connection.place, []).append(connection)
+            self._idle[connection.fd] = connection
+            if len(self._idle) > _MOST_IDLE:
+                self._drop(next(iter(self._idle.values())))
         else:
-            connection.sock.close()
+            connection.wire.sock.close()
         known = (data, version) if is_whole else (None, "")
         answers.append(Answer(tag, *known))  # type: ignore[arg-type]
 
-    def _drop_idle(self, fd: int) -> None:
-        """The server has closed a connection, or sends what nobody asked for."""
-        for connections in self._idle.values():
-            for connection in connections:
-                if connection.fd == fd:
-                    connections.remove(connection)
-                    connection.sock.close()
-                    return
+    def _look_at_idle(self, connection: _Connection[T]) -> None:
+        """Drop what the server closed; only TLS itself may have something to say meanwhile."""
+        try:
+            is_sound = connection.wire.holds and connection.wire.receive(1) is None
+        except OSError:
+            is_sound = False
+        if not is_sound:
+            self._drop(connection)
+
+    def _drop(self, connection: _Connection[T]) -> None:
+        del self._idle[connection.fd]
+        connection.wire.sock.close()

@@ -45,7 +45,7 @@ def test_silence_and_short_bodies_are_passing_failures(pieces: Pieces) -> None:
         getter = PlainGetter({}, stall_s=0.2)
         with pytest.raises(TransientError, match="it"):
             getter.get(f"{url}/x", "it")
-        assert not any(getter._idle.values())
+        assert len(getter._pool) == 0
 
 
 def test_a_kept_connection_that_has_ended_is_replaced() -> None:

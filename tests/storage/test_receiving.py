@@ -17,9 +17,8 @@ from tests.storage.plain_server import BODY, HEAD, Pieces, serve
 def getter_with(url: str, num_connections: int, stall_s: float = 5.0) -> PlainGetter:
     """A getter that has so many idle connections to a server."""
     getter = PlainGetter({}, stall_s)
-    netloc = url.removeprefix("http://")
     for _ in range(num_connections):
-        getter.give_back(netloc, getter._connect(netloc))
+        getter.give_back(url, getter._connected(url))
     return getter
 
 
@@ -102,7 +101,7 @@ def test_what_is_not_as_usual_is_to_be_asked_otherwise(pieces: Pieces) -> None:
         assert answers_of(receiver, 1) == {7: Answer(7, None)}
         assert receiver.num_busy == 0
         receiver.close()
-        assert not any(getter._idle.values())  # nobody gets that connection again
+        assert len(getter._pool) == 0  # nobody gets that connection again
 
 
 def test_a_body_that_drips_is_not_a_stall() -> None:
@@ -146,8 +145,7 @@ def test_closing_gives_idle_connections_back_and_tells_what_was_under_way() -> N
             time.sleep(0.01)
         assert receiver.close() == [1]
         receiver.wake()  # too late, and harmless
-        netloc = url.removeprefix("http://")
-        assert getter.take(netloc) is not None and getter.take(netloc) is None
+        assert getter.take(url) is not None and getter.take(url) is None
 
 
 def test_it_can_be_woken() -> None:
