@@ -13,6 +13,7 @@ import functools
 import logging
 import os
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -30,11 +31,9 @@ from shardkit.storage.entries import (
     open_entry,
     read_entry,
 )
-from shardkit.storage.filesystems import filesystem_of, is_network_path
-from shardkit.storage.flights import Flights
-from shardkit.storage.folder import Folder
 from shardkit.storage.forks import start_anew_in_children
-from shardkit.storage.keeping import Job, Keeper
+from shardkit.storage.keeping import Job
+from shardkit.storage.opened import Opened, dropped
 from shardkit.storage.places import digest_of
 from shardkit.storage.policies import Policy, check_policy
 from shardkit.storage.quick_calls import exists
@@ -48,8 +47,6 @@ from shardkit.storage.sinks import (
     check_fits,
     in_memory,
 )
-from shardkit.storage.space import Space
-from shardkit.storage.writing import Writer
 
 __all__ = [
     "Cache",
@@ -83,7 +80,7 @@ class CachedObject:
 class Right(NamedTuple):
     """The sole right of all threads and processes to fetch an object, until it is used."""
 
-    opened: _Opened
+    opened: Opened
     name: str
     key: str
 
@@ -143,7 +140,7 @@ class Cache:
         self.policy = policy
         self.stats = CacheStats()
         self._lock = threading.Lock()
-        self._opened: _Opened | None = None  # guarded by _lock
+        self._opened: Opened | None = None  # guarded by _lock
         start_anew_in_children(self)
 
     def __reduce__(self) -> tuple[Callable[..., Cache], tuple[str, int | None, Policy]]:
@@ -167,6 +164,7 @@ class Cache:
         """In a forked child: leave the parent's locks and ledger alone, open our own."""
         self._lock = threading.Lock()
         if self._opened is not None:
+            self._end.detach()
             self._opened.abandon()
             self._opened = None
 
@@ -392,6 +390,7 @@ class Cache:
         """Record what is only in memory and give back all room; the next use opens again."""
         with self._lock:
             if self._opened is not None:
+                self._end.detach()
                 self._opened.close()
                 self._opened = None
 
@@ -412,25 +411,25 @@ class Cache:
 
     # -- steps --------------------------------------------------------------------------------
 
-    def _open(self) -> _Opened:
+    def _open(self) -> Opened:
         opened = self._opened
         if opened is not None:
             return opened
         with self._lock:
             if self._opened is None:
-                self._opened = _Opened(self.folder, self.limit, self.policy, self._note_passed)
+                passed = functools.partial(_note_passed, self.stats)
+                self._opened = Opened(self.folder, self.limit, self.policy, passed)
+                self._end = weakref.finalize(self, dropped.add, self._opened)
+                self._end.atexit = False  # its lease ends with the process
             return self._opened
 
-    def _note_passed(self) -> None:
-        self.stats.passed_through += 1
-
-    def _settled(self) -> _Opened:
+    def _settled(self) -> Opened:
         opened = self._open()
         opened.keeper.settle()
         return opened
 
     def _hit(
-        self, opened: _Opened, name: str, due: float | None, *, drop: bool = False
+        self, opened: Opened, name: str, due: float | None, *, drop: bool = False
     ) -> Entry | None:
         """Pin an entry; a damaged one is dropped only by who holds its flight."""
         try:
@@ -445,7 +444,7 @@ class Cache:
         return entry
 
     def _read(
-        self, opened: _Opened, name: str, since_ns: int = 0, *, drop: bool = False
+        self, opened: Opened, name: str, since_ns: int = 0, *, drop: bool = False
     ) -> bytes | None:
         try:
             data = opened.segments.read(name, since_ns)
@@ -460,7 +459,7 @@ class Cache:
             opened.space.used(name, None)
         return data
 
-    def _is_still(self, opened: _Opened, name: str, ask: Callable[[], str]) -> bool:
+    def _is_still(self, opened: Opened, name: str, ask: Callable[[], str]) -> bool:
         """Whether an old entry is what the far end has; else it goes. For who holds its flight."""
         version = ask()
         place = opened.segments.places.find(name)
@@ -480,12 +479,12 @@ class Cache:
         opened.space.drop(name)
         return False
 
-    def _drop_damaged(self, opened: _Opened, name: str) -> None:
+    def _drop_damaged(self, opened: Opened, name: str) -> None:
         if opened.space.drop(name):
             logger.warning("cache entry %s was changed behind our back; dropped", name)
             self.stats.damaged += 1
 
-    def _unpacked(self, opened: _Opened, key: str, due: float | None) -> Entry | None:
+    def _unpacked(self, opened: Opened, key: str, due: float | None) -> Entry | None:
         """Make a packed entry a file, and pin it, for who holds its flight; None if there is none.
 
         Raises:
@@ -499,14 +498,14 @@ class Cache:
         wanted = Wanted(name, key, lambda sink: sink.write(data), len(data), due, place.mark)
         return self._fetch(opened, wanted)
 
-    def _fetch(self, opened: _Opened, wanted: Wanted) -> Entry:
+    def _fetch(self, opened: Opened, wanted: Wanted) -> Entry:
         """Fill and publish an entry, and pin it."""
         sink = opened.writer.write_file(wanted, AsideSink.pin)
         return Entry(sink.detach(), opened.folder.entry(wanted.name), sink.size, is_cached=True)
 
     def _get_alone(
         self,
-        opened: _Opened,
+        opened: Opened,
         name: str,
         key: str,
         find: Callable[[], bytes | None],
@@ -543,47 +542,8 @@ class Cache:
         return data
 
 
-class _Opened:
-    """What an open cache holds in one process."""
-
-    def __init__(
-        self, root: str, limit: int | None, policy: Policy, passed: Callable[[], None]
-    ) -> None:
-        if is_network_path(root):
-            raise CacheError(
-                f"cache_dir={root!r} lies on a network filesystem ({filesystem_of(root)}), where "
-                "locks cannot be trusted; choose a folder on a disk of this machine, such as "
-                "a scratch disk (each node keeps its own cache)"
-            )
-        self.folder = Folder(root)
-        try:
-            self.folder.make()
-            self.flights = Flights(self.folder.flights)
-            self.space = Space(self.folder, limit, policy)
-            self.segments = self.space.segments
-            self.writer = Writer(self.space, limit, root, passed)
-            self.keeper = Keeper(self.writer.write_jobs)
-        except OSError as error:
-            if isinstance(error, CacheError):
-                raise
-            raise CacheError(f"cannot open the cache in {root}: {error}") from error
-
-    def close(self) -> None:
-        self.keeper.settle()
-        self.keeper.rest()
-        try:
-            self.space.close()
-        finally:
-            self.keeper.go_on()
-        self.flights.close()
-
-    def abandon(self) -> None:
-        self.flights.close()
-        self.space.abandon()
-
-
 def _job(
-    opened: _Opened,
+    opened: Opened,
     right: Right,
     data: bytes,
     version: str,
@@ -602,6 +562,10 @@ def _give_up_and_tell(
 ) -> None:
     right.give_up()
     tell(error)
+
+
+def _note_passed(stats: CacheStats) -> None:
+    stats.passed_through += 1
 
 
 def _make_cache(folder: str, limit: int | None, policy: Policy) -> Cache:

@@ -388,7 +388,7 @@ class TestTheFolder:
         assert filesystem_of(f"{tmp_path}/fuse/c", str(table)) == "fuse.sshfs"
         assert filesystem_of(f"{tmp_path}/fused", str(table)) == "ext4"
         assert not is_network_path(str(tmp_path))
-        monkeypatch.setattr("shardkit.storage.cache.is_network_path", lambda _: True)
+        monkeypatch.setattr("shardkit.storage.opened.is_network_path", lambda _: True)
         with pytest.raises(CacheError, match=r"network filesystem .*disk of this machine"):
             Cache(str(tmp_path)).get("k", lambda: b"")
 

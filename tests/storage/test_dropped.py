@@ -1,0 +1,94 @@
+"""A cache that nobody closed is closed when nobody has it any more."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from shardkit.storage.cache import Cache
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def num_descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def leases(folder: Path) -> list[str]:
+    return os.listdir(folder / "shardkit-cache-2" / "leases")
+
+
+def test_its_descriptors_are_free_its_entries_recorded_its_lease_is_over(tmp_path: Path) -> None:
+    before = num_descriptors()
+    for number in range(20):
+        cache = Cache(str(tmp_path))
+        assert cache.get(f"k{number}", lambda: b"x" * 5_000)
+        del cache
+    until(lambda: num_descriptors() == before)
+    assert leases(tmp_path) == []
+    with Cache(str(tmp_path)) as cache:
+        assert sorted(entry.key for entry in cache.entries()) == sorted(f"k{n}" for n in range(20))
+        assert cache.check() == []
+
+
+def test_one_that_was_closed_is_not_closed_again(tmp_path: Path) -> None:
+    cache = Cache(str(tmp_path))
+    cache.get("a", lambda: b"x")
+    cache.close()
+    cache.get("b", lambda: b"x")
+    cache.close()
+    before = num_descriptors()
+    del cache
+    time.sleep(0.05)
+    assert num_descriptors() == before
+
+
+def test_children_forked_while_caches_are_dropped_share_their_folder(tmp_path: Path) -> None:
+    """None of them may hold, or believe to hold, a lock of its parent's ledger."""
+    with Cache(str(tmp_path)) as kept:
+        for number in range(30):
+            cache = Cache(str(tmp_path))
+            cache.get(f"parent{number}", lambda: b"x" * 5_000)
+            del cache
+            child = os.fork()
+            if child == 0:
+                status = 1
+                try:
+                    with Cache(str(tmp_path)) as own:
+                        own.get(f"child{number}", lambda: b"y" * 5_000)
+                    kept.get(f"also{number}", lambda: b"z" * 5_000)
+                    kept.close()
+                    status = 0
+                finally:
+                    os._exit(status)
+            assert os.waitpid(child, 0)[1] == 0
+        keys = {entry.key for entry in kept.entries()}
+        expected = {f"{who}{n}" for who in ("parent", "child", "also") for n in range(30)}
+        assert keys == expected
+        assert kept.check() == []
+
+
+def test_a_child_does_not_end_what_its_parent_has(tmp_path: Path) -> None:
+    cache = Cache(str(tmp_path))
+    cache.get("a", lambda: b"x" * 5_000)
+    mine = leases(tmp_path)
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            del cache
+            time.sleep(0.2)
+            status = 0 if leases(tmp_path) == mine else 2
+        finally:
+            os._exit(status)
+    assert os.waitpid(child, 0)[1] == 0
+    assert cache.get("b", lambda: b"x" * 5_000)
+    assert leases(tmp_path) == mine
+    cache.close()
