@@ -11,7 +11,7 @@ from shardkit.storage.bodies import Body, OpenBody, read_body, read_versioned, s
 from shardkit.storage.boundary import short_range
 from shardkit.storage.http_client import BUFFER, HttpClient, RangePastEndError, plain_url
 from shardkit.storage.options import Options
-from shardkit.storage.plain_get import PlainGetter, PlainRequest
+from shardkit.storage.plain_get import PlainGetter, PlainRequest, origin_of
 from shardkit.storage.protocol import Chunk, ObjectInfo
 from shardkit.storage.ranges import fetch_ranges
 from shardkit.storage.retry import retried
@@ -26,8 +26,10 @@ _USUAL = re.compile(r"https?://[^/?#@]+/")
 class HttpStore:
     """``http://`` and ``https://`` URLs, queries included. See ``Store`` for the contract."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, address: Callable[[str, str], str] | None = None) -> None:
+        """``address`` says where a URL is asked with a method; as it is, if nothing is given."""
         self._options = options
+        self._address = address or _as_it_is
         self._patience = options.patience
         self._client = HttpClient(options.headers, options.stall_s)
         self._plain = PlainGetter(options.headers, options.stall_s)
@@ -37,7 +39,9 @@ class HttpStore:
 
     def stat(self, url: str) -> ObjectInfo:
         """Return what HEAD tells: size, and etag or time of the last change."""
-        size, version = retried(self._patience, lambda: self._client.head(url, url))
+        size, version = retried(
+            self._patience, lambda: self._client.head(self._address("HEAD", url), url)
+        )
         return ObjectInfo(url, size, version)
 
     def get(self, url: str) -> bytes:
@@ -49,9 +53,10 @@ class HttpStore:
 
         Plainly where the server takes that and nothing breaks.
         """
-        if url.startswith("http://") and self._request(url) is not None:
+        address = _without_fragment(self._address("GET", url))
+        if address.startswith("http://") and self._is_plain(address):
             try:
-                return self._plain.get(_without_fragment(url), url)
+                return self._plain.get(address, url)
             except NotFoundError:
                 raise
             except StoreError as error:
@@ -106,10 +111,11 @@ class HttpStore:
         raise _read_only(url)
 
     def _request(self, url: str) -> PlainRequest | None:
-        if _USUAL.match(url) is None:
-            return None
-        request = self._plain.request(_without_fragment(url))
-        return request if self._plain.is_worthwhile(request.origin) else None
+        address = _without_fragment(self._address("GET", url))
+        return self._plain.request(address) if self._is_plain(address) else None
+
+    def _is_plain(self, address: str) -> bool:
+        return _USUAL.match(address) is not None and self._plain.is_worthwhile(origin_of(address))
 
     def _opener(self, url: str, buffer: memoryview | None = None) -> OpenBody:
         def size_of() -> int:
@@ -117,12 +123,18 @@ class HttpStore:
 
         def open_body(start: int, stop: int | None) -> Body:
             try:
-                return self._client.open(url, url, start, stop, size_of, buffer=buffer)
+                address = self._address("GET", url)
+                return self._client.open(address, url, start, stop, size_of, buffer=buffer)
             except RangePastEndError as error:
                 end = start if stop is None else stop
                 raise short_range(url, start, end, size_of()) from error
 
         return open_body
+
+
+def _as_it_is(method: str, url: str) -> str:
+    del method
+    return url
 
 
 def _without_fragment(url: str) -> str:

@@ -27,6 +27,7 @@ Client = Literal["auto", "obstore", "fsspec"]
 
 _OBSTORE = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"})
 _HTTP = frozenset({"http", "https"})
+_SIGNED = frozenset({"s3", "s3a"})
 
 
 def open_store(
@@ -125,8 +126,11 @@ class _RoutedStore:
                     f"{url}: obstore can't serve it here (an odd key, or a process forked after "
                     "the parent used obstore); use client='auto', or spawn processes"
                 )
-            return self._far_store("fsspec")
+            return self._far_store("signed" if self._may_sign(url) else "fsspec")
         return self._far_store("obstore")
+
+    def _may_sign(self, url: str) -> bool:
+        return scheme_of(url) in _SIGNED and _obstore_can_spell(url)
 
     def _refuse_extra(self, url: str) -> Store:
         if self._client == "obstore":
@@ -158,6 +162,10 @@ def _import_far(name: str, options: Options) -> Store:
         from shardkit.storage.http_store import HttpStore  # noqa: PLC0415 - heavy
 
         return HttpStore(options)
+    if name == "signed":
+        from shardkit.storage.signed_store import SignedStore  # noqa: PLC0415 - heavy
+
+        return SignedStore(options)
     from shardkit.storage.fsspec_store import FsspecStore  # noqa: PLC0415 - heavy
 
     return FsspecStore(options)

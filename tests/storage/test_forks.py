@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from shardkit.storage.cache import Cache
+from shardkit.storage.fetch import Request, fetch_in_order
 from shardkit.storage.store import Store, open_store
 from tests.s3 import S3Endpoint, serve_s3
 
@@ -63,6 +64,32 @@ def test_a_cache_works_in_children_after_the_parent_used_it(
             assert bytes(entry.data) == b"h" * 5000
         assert cache.get("after", lambda: b"x") == b"x"
         assert cache.check() == []
+
+
+def test_a_forked_child_reads_through_signed_urls_many_at_once(
+    s3: S3Endpoint, tmp_path: Path
+) -> None:
+    """Its parent used obstore: it can't, and s3fs would take five times as long."""
+    store = open_store(s3.storage_options)
+    assert store.get("s3://bucket/o3") == b"\x03" * 1000
+    before = len(s3.requests)
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            requests = [Request(f"s3://bucket/o{i}", version="") for i in range(20)]
+            with (
+                Cache(str(tmp_path / "cache")) as cache,
+                fetch_in_order(store, requests, cache=cache) as results,
+            ):
+                found = [result.unwrap() for result in results]
+            whole = store.get("s3://bucket/o19") == found[19] == b"\x13" * 1000
+            status = 0 if whole and store.stat("s3://bucket/o1").size == 1000 else 2
+        finally:
+            os._exit(status)
+    assert os.waitpid(child, 0)[1] == 0
+    asked = s3.requests[before:]
+    assert len(asked) == 22 and all("X-Amz-Signature" in request.query for request in asked)
 
 
 def _run_children(method: str, store: Store, cache: Cache | None) -> None:
@@ -114,6 +141,7 @@ def test_a_forked_child_that_exits_like_a_program_leaves_the_parents_ledger_whol
     script = f"""
 import os, sys
 from shardkit.storage.cache import Cache
+from shardkit.storage.fetch import Request, fetch_in_order
 cache = Cache({str(tmp_path)!r})
 cache.get("a", lambda: b"a")
 pid = os.fork()
@@ -136,6 +164,7 @@ def test_a_dead_parent_whose_forked_child_lives_on_holds_nothing(tmp_path: Path)
     script = f"""
 import os, sys, time
 from shardkit.storage.cache import Cache
+from shardkit.storage.fetch import Request, fetch_in_order
 cache = Cache({str(tmp_path)!r}, 10_000)
 def fill(sink):
     sink.write(b"x" * 4000)

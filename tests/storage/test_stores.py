@@ -11,6 +11,8 @@ from urllib.parse import quote
 import pytest
 
 from shardkit.errors import ConfigError, NotFoundError, StoreError
+from shardkit.storage.options import parse_options
+from shardkit.storage.signed_store import SignedStore
 from shardkit.storage.store import is_local, local_path, open_store
 from tests.s3 import Fault, S3Endpoint, serve_http, serve_s3
 from tests.storage.contract import Place, ReadOnlyContract, WriteContract
@@ -60,6 +62,16 @@ class TestS3ThroughFsspec(WriteContract):
     @pytest.fixture
     def place(self, s3: S3Endpoint) -> Place:
         return _place("fsspec", s3.storage_options, "s3://bucket")
+
+
+class TestS3ThroughSignedUrls(WriteContract):
+    """As in processes that were forked after their parent had used obstore."""
+
+    @pytest.fixture
+    def place(self, s3: S3Endpoint) -> Place:
+        store = SignedStore(parse_options(s3.storage_options))
+        url = f"s3://bucket/{uuid.uuid4().hex}"
+        return Place(store, url, lambda name, data: store.put(f"{url}/{name}", data))
 
 
 class _Web(ReadOnlyContract):
