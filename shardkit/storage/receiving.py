@@ -16,6 +16,7 @@ from http import HTTPStatus
 from typing import Generic, NamedTuple, TypeVar
 
 from shardkit.errors import NotFoundError, StoreError, TransientError
+from shardkit.storage.forks import start_anew_in_children
 from shardkit.storage.http_client import RangePastEndError, raise_for_status
 from shardkit.storage.plain_get import MOST_HEAD, Head, PlainGetter, PlainRequest, parse_head
 from shardkit.storage.quick_calls import blank
@@ -138,6 +139,19 @@ class Receiver(Generic[T]):
         self._busy: dict[int, _Connection[T]] = {}
         self._idle: dict[int, _Connection[T]] = {}  # the one used last is last
         self._looked_at = 0.0
+        start_anew_in_children(self)
+
+    def forget_parent(self) -> None:
+        """In a forked child: keep nothing open that is the parent's."""
+        self._waking = threading.Lock()
+        for connection in (*self._busy.values(), *self._idle.values()):
+            connection.wire.sock.close()
+        self._busy.clear()
+        self._idle.clear()
+        self._poll.close()
+        if self._event >= 0:
+            os.close(self._event)
+            self._event = -1
 
     @property
     def num_busy(self) -> int:
@@ -153,7 +167,7 @@ class Receiver(Generic[T]):
                     connection.since = time.monotonic()
                     self._busy[connection.fd] = connection
                     return True
-            connection.wire.sock.close()  # it had gone stale
+            self._close(connection)  # it had gone stale
         return False
 
     def wait(self, timeout_s: float | None = None) -> list[Answer[T]]:
@@ -242,7 +256,7 @@ class Receiver(Generic[T]):
             if len(self._idle) > _MOST_IDLE:
                 self._drop(next(iter(self._idle.values())))
         else:
-            connection.wire.sock.close()
+            self._close(connection)
         known = (data, version) if is_whole else (None, "")
         answers.append(Answer(tag, *known))  # type: ignore[arg-type]
 
@@ -257,4 +271,9 @@ class Receiver(Generic[T]):
 
     def _drop(self, connection: _Connection[T]) -> None:
         del self._idle[connection.fd]
+        self._close(connection)
+
+    def _close(self, connection: _Connection[T]) -> None:
+        """The kernel goes on telling of what is closed, for as long as a child has it open."""
+        self._poll.unregister(connection.fd)
         connection.wire.sock.close()

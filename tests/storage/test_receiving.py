@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import threading
 import time
 from collections.abc import Sequence
 
 import pytest
 
+from shardkit.storage import forks
 from shardkit.storage.plain_get import PlainGetter
 from shardkit.storage.receiving import Answer, Receiver
 from tests.storage.plain_server import BODY, HEAD, Pieces, serve
@@ -160,3 +163,47 @@ def test_it_can_be_woken() -> None:
     assert woken == [[]]
     assert receiver.wait(0.05) == []  # it was woken once
     receiver.close()
+
+
+def test_what_a_forked_child_has_open_keeps_nobody_busy() -> None:
+    """The kernel tells of a connection as long as any process has it, closed here or not."""
+    with serve([*usual(BODY, 1), None], [3.0], usual(BODY, 2)) as (url, _):
+        getter, receiver = getter_with(url, 3, stall_s=0.3), Receiver[int]()
+        forks._alive.discard(receiver)  # a child that nobody told of the fork
+        assert receiver.start(getter.request(f"{url}/ends"), 0)
+        child = os.fork()
+        if child == 0:
+            time.sleep(30)
+            os._exit(0)
+        try:
+            assert set(answers_of(receiver, 1)) == {0}
+            assert receiver.start(getter.request(f"{url}/silent"), 1)
+            assert answers_of(receiver, 1)[1].data is None
+            started, count = time.monotonic(), 0
+            while time.monotonic() - started < 0.3:
+                receiver.wait(0.3)
+                count += 1
+            assert count < 10
+        finally:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            receiver.close()
+
+
+def test_a_forked_child_closes_what_is_its_parents() -> None:
+    with serve(usual(BODY, 1), usual(BODY, 2)) as (url, _):
+        getter, receiver = getter_with(url, 2), Receiver[int]()
+        assert receiver.start(getter.request(f"{url}/a"), 0)
+        child = os.fork()
+        if child == 0:
+            links = [os.readlink(f"/proc/self/fd/{fd}") for fd in range(3, 64) if _is_open(fd)]
+            os._exit(any("eventpoll" in link for link in links))
+        assert os.waitpid(child, 0)[1] == 0
+        assert answers_of(receiver, 1)[0].data == BODY  # and the parent goes on
+        assert receiver.start(getter.request(f"{url}/b"), 1)
+        assert answers_of(receiver, 1)[1].data == BODY
+        receiver.close()
+
+
+def _is_open(fd: int) -> bool:
+    return os.path.exists(f"/proc/self/fd/{fd}")
