@@ -54,8 +54,14 @@ class Crew:
             thread = threading.Thread(
                 target=_work, args=(self._work,), name=f"shardkit-{self._name}", daemon=True
             )
+            try:
+                thread.start()
+            except RuntimeError:  # no more threads: those that there are do it
+                if not self._threads:
+                    raise
+                self._num_threads = len(self._threads)
+                return
             self._threads.append(thread)
-            thread.start()
 
 
 def _end(

@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import socket
 import threading
 import time
 import weakref
@@ -169,12 +170,12 @@ class _Loop(Generic[T]):
         self._cache = cache
         self._crew = crew
         self._as_file = as_file
-        self._receiver: Receiver[_Asked[T]] = _make_receiver()
+        self._receiver: Receiver[_Asked[T]] = _make_receiver(num_at_once)
         self._waiting: deque[T] = deque()
         self._returned: deque[None] = deque()
         self._num_handed = 0  # to other threads
         self._unconnected: dict[int, _Asked[T]] = {}  # for which others are making connections
-        self._connected: deque[tuple[_Asked[T], PlainRequest, Exception | None]] = deque()
+        self._connected: deque[tuple[_Asked[T], PlainRequest, socket.socket | None]] = deque()
         self._arrived: list[Fetched] = []
         self._thread: threading.Thread | None = None
         self._is_asleep = self._is_closed = self._is_over = False
@@ -183,8 +184,14 @@ class _Loop(Generic[T]):
 
     def start(self, name: str) -> None:
         """Start the thread."""
-        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._work, name=name, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # no more threads: ``submit`` takes nothing
+            self._is_over = True
+            self._receiver.close()
+        else:
+            self._thread = thread
 
     def submit(self, wanted: T) -> bool:
         """Have an object loaded; False if this is not the way."""
@@ -288,28 +295,28 @@ class _Loop(Generic[T]):
             return
         self._num_handed += 1
         self._unconnected[id(asked)] = asked
-        self._crew.submit(functools.partial(self._connect, asked, request))
+        self._do_elsewhere(functools.partial(self._connect, asked, request))
 
     def _connect(self, asked: _Asked[T], request: PlainRequest) -> None:
         """By a thread that may block: make a connection for a request."""
-        error: Exception | None = None
+        sock = None
         try:
-            request.getter.connect(request.origin)
-        except Exception as failure:  # noqa: BLE001 - who loads it by blocking meets it again
-            error = failure
-        self._connected.append((asked, request, error))
+            sock = request.getter.connect(request.origin)
+        except Exception as error:  # noqa: BLE001 - who loads it by blocking meets it again
+            logger.debug("%s is not read plainly: %s", asked.wanted.url, error)
+        self._connected.append((asked, request, sock))
         self._wake()
 
     def _ask_connected(self) -> None:
         """Send the requests for which connections were made; give up the others."""
         while self._connected:
-            asked, request, error = self._connected.popleft()
+            asked, request, sock = self._connected.popleft()
             del self._unconnected[id(asked)]
             self._num_handed -= 1
-            if error is None:
-                self._ask(asked, request)
-            else:
-                logger.debug("%s is not read plainly: %s", asked.wanted.url, error)
+            if sock is not None:
+                self._receiver.adopt(request, sock)
+            # not connected again: a server that resets each connection is for retries with patience
+            if sock is None or not self._receiver.start(request, asked):
                 self._give_up(asked)
 
     def _give_up(self, asked: _Asked[T]) -> None:
@@ -356,7 +363,13 @@ class _Loop(Generic[T]):
         """Have the crew do what was begun; it counts as under way until then."""
         self._num_handed += 1
         work = functools.partial(_finish, wanted, load, self._end)
-        self._crew.submit(functools.partial(self._do_and_return, work))
+        self._do_elsewhere(functools.partial(self._do_and_return, work))
+
+    def _do_elsewhere(self, work: Callable[[], None]) -> None:
+        try:
+            self._crew.submit(work)
+        except RuntimeError:  # not one thread more can be started
+            work()
 
     def _do_and_return(self, work: Callable[[], None]) -> None:
         try:
@@ -398,11 +411,11 @@ def _close_and_join(loop: _Loop[Any]) -> None:
     loop.join(CLOSE_S)
 
 
-def _make_receiver() -> Receiver[Any]:
+def _make_receiver(num_at_once: int) -> Receiver[Any]:
     with importing:
         from shardkit.storage.receiving import Receiver  # noqa: PLC0415 - heavy
 
-        return Receiver()
+        return Receiver(max(64, num_at_once))
 
 
 def _work(

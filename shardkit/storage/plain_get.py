@@ -72,7 +72,9 @@ class PlainGetter:
     """
 
     def __init__(self, headers: Mapping[str, str], stall_s: float) -> None:
-        sent = {"Accept-Encoding": "identity", "User-Agent": "shardkit", **headers}
+        sent = {"accept-encoding": "identity", "user-agent": "shardkit"}
+        sent |= {name.lower(): value for name, value in headers.items()}
+        self._names_host = "host" in sent
         self._headers = "".join(f"{name}: {value}\r\n" for name, value in sent.items())
         self.stall_s = stall_s
         self._pool: Pool[str, socket.socket] = Pool()  # by origin
@@ -88,7 +90,8 @@ class PlainGetter:
     def request(self, url: str) -> PlainRequest:
         """Return what asks for the object of an ``http://`` or ``https://`` URL."""
         _, _, netloc, target = url.split("/", 3)
-        data = f"GET /{target} HTTP/1.1\r\nHost: {netloc}\r\n{self._headers}\r\n".encode()
+        host = "" if self._names_host else f"host: {netloc}\r\n"
+        data = f"GET /{target} HTTP/1.1\r\n{host}{self._headers}\r\n".encode()
         return PlainRequest(self, origin_of(url), data)
 
     def is_worthwhile(self, origin: str) -> bool:
@@ -162,15 +165,15 @@ class PlainGetter:
         """Keep a connection over which nothing is on its way."""
         self._pool.give_back(origin, sock)
 
-    def connect(self, origin: str) -> None:
-        """Make one more idle connection to a server.
+    def connect(self, origin: str) -> socket.socket:
+        """Return one more connection to a server.
 
         Raises:
             TransientError: that failed, in a way that may pass.
             StoreError: it can't be had in this way.
         """
         try:
-            self.give_back(origin, self._connected(origin))
+            return self._connected(origin)
         except TransientError:
             raise
         except StoreError:
@@ -240,7 +243,11 @@ def parse_head(start: bytes) -> Head:
         fields[name.lower()] = value.strip()
     length = fields.get("content-length", "")
     version = fields.get("etag", fields.get("last-modified"))
-    is_plain = length.isdigit() and not {"transfer-encoding", "content-encoding"} & fields.keys()
+    is_plain = (
+        length.isascii()
+        and length.isdigit()
+        and not {"transfer-encoding", "content-encoding"} & fields.keys()
+    )
     return Head(
         int(told[:3]),
         told[4:],

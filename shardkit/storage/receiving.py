@@ -8,8 +8,10 @@ takes a third of the processor time.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import select
+import socket
 import threading
 import time
 from http import HTTPStatus
@@ -24,12 +26,15 @@ from shardkit.storage.wires import Wire, wire_of
 
 __all__ = ["Answer", "Receiver"]
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
 _TICK_S = 0.5
 """How often it is looked whether a connection has been silent for too long."""
 
-_MOST_IDLE = 64
+_MOST_BYTES = 1 << 30
+"""A larger body is not received at once."""
 
 
 class Answer(NamedTuple, Generic[T]):
@@ -118,7 +123,7 @@ def _understood(start: bytes) -> Head:
         raise _OddError from error
     if head.status != HTTPStatus.OK or head.length is None or head.version is None:
         raise _OddError
-    if len(start) - head.size > head.length:
+    if not len(start) - head.size <= head.length <= _MOST_BYTES:
         raise _OddError
     return head
 
@@ -129,9 +134,13 @@ class Receiver(Generic[T]):
     Connections are borrowed from the requests' own getters, idle ones only: to connect may take
     long. An answer that is not the most usual one, a connection that breaks, one that is silent
     for too long: each ends as ``Answer(tag, None)``.
+
+    Args:
+        most_idle: connections kept, of all servers together.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most_idle: int = 64) -> None:
+        self._most_idle = most_idle
         self._poll = select.epoll()
         self._waking = threading.Lock()
         self._event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)  # guarded by _waking
@@ -157,6 +166,11 @@ class Receiver(Generic[T]):
     def num_busy(self) -> int:
         """Requests under way."""
         return len(self._busy)
+
+    def adopt(self, request: PlainRequest, sock: socket.socket) -> None:
+        """Have a new connection, for a request to its server."""
+        connection = self._registered(request, sock)
+        self._idle[connection.fd] = connection
 
     def start(self, request: PlainRequest, tag: T) -> bool:
         """Send a request; False where no connection is idle."""
@@ -228,18 +242,22 @@ class Receiver(Generic[T]):
         sock = getter.take(origin)
         if sock is None:
             return None
-        taken: _Connection[T] = _Connection(getter, origin, wire_of(sock))
-        self._poll.register(taken.fd, select.EPOLLIN)
-        return taken
+        return self._registered(request, sock)
+
+    def _registered(self, request: PlainRequest, sock: socket.socket) -> _Connection[T]:
+        connection: _Connection[T] = _Connection(request.getter, request.origin, wire_of(sock))
+        self._poll.register(connection.fd, select.EPOLLIN)
+        return connection
 
     def _receive(self, connection: _Connection[T], answers: list[Answer[T]]) -> None:
         """Take what has come; if that was the last of it, or goes wrong, the answer is known."""
         try:
             is_whole = connection.receive()
-        except _OddError:
-            connection.getter.note(connection.origin, is_usual=False)
-            self._end(connection, answers, is_whole=False)
         except OSError:
+            self._end(connection, answers, is_whole=False)
+        except Exception as error:  # noqa: BLE001 - whatever a server says must not stop the others
+            logger.debug("%s: an answer is not understood: %r", connection.origin, error)
+            connection.getter.note(connection.origin, is_usual=False)
             self._end(connection, answers, is_whole=False)
         else:
             if is_whole:
@@ -253,7 +271,7 @@ class Receiver(Generic[T]):
         del self._busy[connection.fd]
         if is_whole and connection.stays_open:
             self._idle[connection.fd] = connection
-            if len(self._idle) > _MOST_IDLE:
+            if len(self._idle) > self._most_idle:
                 self._drop(next(iter(self._idle.values())))
         else:
             self._close(connection)

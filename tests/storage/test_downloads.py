@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import random
+import socket
+import struct
 import threading
 import time
 import weakref
@@ -15,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from shardkit.errors import CacheError, NotFoundError
+from shardkit.errors import CacheError, NotFoundError, TransientError
 from shardkit.storage.cache import Cache
 from shardkit.storage.downloads import Downloads
 from shardkit.storage.flights import Cancelled
@@ -241,6 +244,7 @@ def test_a_disk_full_of_other_things_is_told_for_each_object(tmp_path: Path) -> 
             asker.downloads.close()
             for name, value in found.items():
                 assert value == BODIES[name] or isinstance(value, CacheError)
+            (disk / "others").unlink()  # what was kept can be recorded
 
 
 def test_a_cache_that_cannot_be_opened_is_told_for_each_object(tmp_path: Path) -> None:
@@ -261,6 +265,48 @@ def test_a_store_that_talks_otherwise_is_left_to_threads_that_block(tmp_path: Pa
         time.sleep(0.005)
     asker.downloads.close()
     assert asker.told[url] == b"content" and isinstance(asker.told[url + "/none"], Exception)
+
+
+def test_a_server_that_resets_each_connection_is_asked_with_patience(tmp_path: Path) -> None:
+    """Not connected to for ever: each object ends in its own error."""
+    dialled: list[int] = []
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def reset() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                dialled.append(1)
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                connection.close()
+
+    threading.Thread(target=reset, daemon=True).start()
+    with listener:
+        options = {"endpoint_url": f"http://127.0.0.1:{listener.getsockname()[1]}", "region": "r"}
+        keys = {"key": "an-access-key", "secret": "a-secret-key", "max_attempts": 2}
+        asker = Asker(open_store({**options, **keys}), None)
+        assert all(isinstance(e, TransientError) for e in asker.get(NAMES[:20]).values())
+        asker.downloads.close()
+    assert len(dialled) < 20 * 10
+
+
+def test_where_no_thread_can_be_started_all_comes_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with bucket(tmp_path) as s3:
+        start, left = threading.Thread.start, [3]
+
+        def limited(thread: threading.Thread) -> None:
+            if thread.name.startswith("shardkit"):
+                left[0] -= 1
+                if left[0] < 0:
+                    raise RuntimeError("can't start new thread")
+            start(thread)
+
+        monkeypatch.setattr(threading.Thread, "start", limited)
+        asker = Asker(open_store(s3.storage_options), None)
+        assert asker.get(NAMES) == BODIES
+        asker.downloads.close()
 
 
 class _Broken(Receiver[Any]):

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import pytest
 
 from shardkit.storage import forks
-from shardkit.storage.plain_get import PlainGetter
+from shardkit.storage.plain_get import Head, PlainGetter, parse_head
 from shardkit.storage.receiving import Answer, Receiver
 from tests.storage.plain_server import BODY, HEAD, Pieces, serve
 
@@ -87,6 +87,9 @@ ODD: dict[str, Pieces] = {
     "no head": [b"x" * 20_000],
     "another protocol": [b"SSH-2.0-OpenSSH_9.6\r\n\r\n"],
     "more than the body": [HEAD.replace(b"110000", b"10") + BODY],
+    "a length that is no number": [HEAD.replace(b"110000", "11\u00b2".encode("latin-1")), BODY],
+    "a length beyond all memory": [HEAD.replace(b"110000", b"9" * 18), BODY],
+    "a length beyond all numbers": [HEAD.replace(b"110000", b"9" * 5_000), BODY],
     "closed at once": [None],
     "closed in the head": [HEAD[:20], None],
     "closed in the body": [HEAD, BODY[:50_000], None],
@@ -207,3 +210,32 @@ def test_a_forked_child_closes_what_is_its_parents() -> None:
 
 def _is_open(fd: int) -> bool:
     return os.path.exists(f"/proc/self/fd/{fd}")
+
+
+def test_an_answer_that_breaks_us_costs_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several answers are seen by one look at the kernel: all of them are told."""
+
+    def understood(start: bytes) -> Head:
+        if b"odd" in start:
+            raise MemoryError
+        return parse_head(start)
+
+    monkeypatch.setattr("shardkit.storage.receiving._understood", understood)
+    odd: Pieces = [HEAD.replace(b"v1", b"odd"), BODY]
+    with serve(usual(BODY, 1), odd, usual(BODY, 2)) as (url, asked):
+        getter, receiver = getter_with(url, 3), Receiver[int]()
+        for n in range(3):
+            assert receiver.start(getter.request(f"{url}/{n}"), n)
+            while len(asked) <= n:
+                time.sleep(0.01)
+        time.sleep(0.2)  # all have come
+        found = answers_of(receiver, 3)
+        assert [found[n].data for n in range(3)] == [BODY, None, BODY]
+        receiver.close()
+
+
+def test_a_host_that_the_user_names_is_the_only_one() -> None:
+    data = PlainGetter({"Host": "other", "User-Agent": "mine"}, 1.0).request("http://h/x").data
+    names = [line.partition(b":")[0].lower() for line in data.split(b"\r\n")[1:-2]]
+    assert sorted(names) == [b"accept-encoding", b"host", b"user-agent"]
+    assert b": other\r\n" in data and b": mine\r\n" in data
