@@ -19,6 +19,7 @@ from typing import Any
 from shardkit.storage.cache import Cache
 from shardkit.storage.downloads import Downloads
 from shardkit.storage.flights import Cancelled
+from shardkit.storage.forks import start_anew_in_children
 from shardkit.storage.protocol import Store
 
 __all__ = ["Block", "Lookahead", "Pass", "Slot"]
@@ -132,6 +133,14 @@ class Lookahead:
         self._num_freed = 0  # bytes, since it was last looked whether there is room
         self._num_rows = 0
         self._mean = float(_FIRST_GUESS)
+        start_anew_in_children(self)
+
+    def forget_parent(self) -> None:
+        """In a forked child it is closed: what its readers still want, they fetch themselves."""
+        self._lock, self._pulling = threading.Lock(), threading.Lock()
+        self.closed = threading.Event()
+        self.closed.set()
+        self._downloads.forget_parent()
 
     def begin(self, blocks: Iterator[Block]) -> Pass:
         """Work on these blocks once those of earlier passes have all begun."""

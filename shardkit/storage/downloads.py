@@ -120,6 +120,12 @@ class Downloads(Generic[T]):
             loop.join(max(0.0, until - time.monotonic()))
         self._begin, self._end = _claim_nothing, _tell_nobody  # theirs know us: no cycles
 
+    def forget_parent(self) -> None:
+        """In a forked child, told by the owner: the parent's threads do nothing here."""
+        self._lock = threading.Lock()
+        self._loop, self._is_closed = None, True
+        self._crew = Crew(1, self._name)
+
     def _started(self, store: Store) -> _Loop[T] | None:
         with self._lock:
             if self._loop is None and not self._is_closed:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import os
+import signal
 import threading
 import time
 import weakref
@@ -198,3 +200,25 @@ def test_what_was_taken_is_held_by_nobody_and_needs_no_collector() -> None:
             assert [ref() for ref in gone] == [None, None]
     finally:
         gc.enable()
+
+
+def test_a_child_forked_while_any_lock_is_held_closes_what_it_inherits() -> None:
+    ahead = Lookahead(2, 1_000)
+    taken = Work().slot("taken")
+    locks = (ahead._lock, ahead._pulling, ahead._downloads._lock, ahead._downloads._crew._lock)
+    for lock in locks:
+        lock.acquire()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        try:
+            with pytest.raises(Cancelled):
+                ahead.take(taken)
+            ahead.close()
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    for lock in locks:
+        lock.release()
+    ahead.close()
