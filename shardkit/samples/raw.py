@@ -197,11 +197,13 @@ class RawSource:
                 self._shared = self._lookahead(self.options.num_threads)
             shared = self._shared
             self._num_ahead += 1
-        begun = shared.begin(self._pieces(shared, itertools.chain.from_iterable(passes)))
+        begun = None
         try:
+            begun = shared.begin(self._pieces(shared, itertools.chain.from_iterable(passes)))
             yield
         finally:
-            shared.end(begun)
+            if begun is not None:
+                shared.end(begun)
             with self._lock:
                 is_last = self._shared is shared and self._num_ahead == 1
                 if self._shared is shared:
