@@ -33,7 +33,7 @@ from shardkit.storage.entries import (
 )
 from shardkit.storage.forks import start_anew_in_children
 from shardkit.storage.keeping import Job
-from shardkit.storage.opened import Opened, dropped
+from shardkit.storage.opened import Opened, close_with_process, dropped
 from shardkit.storage.places import digest_of
 from shardkit.storage.policies import Policy, check_policy
 from shardkit.storage.quick_calls import exists
@@ -419,8 +419,8 @@ class Cache:
             if self._opened is None:
                 passed = functools.partial(_note_passed, self.stats)
                 self._opened = Opened(self.folder, self.limit, self.policy, passed)
-                self._end = weakref.finalize(self, dropped.add, self._opened)
-                self._end.atexit = False  # its lease ends with the process
+                self._end = weakref.finalize(self, dropped.add, self._opened)  # also at exit
+                close_with_process(self._end)
             return self._opened
 
     def _settled(self) -> Opened:

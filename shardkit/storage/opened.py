@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import multiprocessing
+import multiprocessing.util
 import os
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 from shardkit.errors import CacheError, ShardkitError
 from shardkit.storage.filesystems import filesystem_of, is_network_path
@@ -19,7 +23,7 @@ from shardkit.storage.policies import Policy
 from shardkit.storage.space import Space
 from shardkit.storage.writing import Writer
 
-__all__ = ["Opened", "dropped"]
+__all__ = ["Opened", "close_with_process", "dropped"]
 
 logger = logging.getLogger(__name__)
 
@@ -69,8 +73,9 @@ class Opened:
 class _Dropped:
     """Open caches that nobody has any more, and that are to be closed.
 
-    By a thread, since the collector may come at any moment; before a fork at once, since no ledger
-    may be open then. Mutable state: those that wait (a deque); the turn to close.
+    By a thread, since the collector may come at any moment; at once before a fork, since no ledger
+    may be open then, and when the process ends. Mutable state: those that wait (a deque); the turn
+    to close.
     """
 
     def __init__(self) -> None:
@@ -84,8 +89,16 @@ class _Dropped:
             opened.abandon()
             return
         self._waiting.append(opened)
+        if not threading.main_thread().is_alive():  # the interpreter ends: a thread would not run
+            self._close_all()
+            return
         with contextlib.suppress(RuntimeError):  # no more threads: it ends with the process
             threading.Thread(target=self._close_all, name="shardkit-close", daemon=True).start()
+
+    def close(self, opened: Opened) -> None:
+        """Close it now."""
+        self._waiting.append(opened)
+        self._close_all()
 
     def rest_for_fork(self) -> None:
         """Close what waits, and nothing more until the fork is over."""
@@ -114,3 +127,18 @@ class _Dropped:
 
 
 dropped = _Dropped()
+
+
+def close_with_process(end: weakref.finalize[..., Any]) -> None:
+    """Have a finalizer that adds to ``dropped`` close at the normal end of this process, too.
+
+    The interpreter's end calls finalizers, but children of ``multiprocessing`` end without it.
+    """
+    if multiprocessing.parent_process() is not None:
+        multiprocessing.util.Finalize(None, _close_now, (end,), exitpriority=10)
+
+
+def _close_now(end: weakref.finalize[..., Any]) -> None:
+    alive = end.detach()
+    if alive is not None:
+        dropped.close(alive[2][0])

@@ -40,6 +40,8 @@ _others: set[threading.Thread] = set()
 @pytest.fixture(autouse=True)
 def _only_own_threads() -> Iterator[None]:
     """What tests of other files left, in a cycle that is not collected yet, is not judged here."""
+    gc.collect()  # so that nothing of theirs is collected, and closed by a thread, meanwhile
+    assert settle(lambda: not any(t.name == "shardkit-close" for t in threading.enumerate()))
     _others.update(threading.enumerate())
     yield
     _others.clear()
@@ -84,7 +86,7 @@ class TestFlat:
             assert all(now <= then for now, then in zip(after, before, strict=True)), after
             gc.collect()
             assert resident_mb() - memory < 60
-        assert settle(lambda: num_threads() == 0)  # those too that close what was collected
+        assert num_threads() == 0
         assert multiprocessing.active_children() == []
 
     def test_over_abandoned_iterators(self, kind: Any, num_workers: int) -> None:

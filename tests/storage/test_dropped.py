@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 from shardkit.storage.cache import Cache
 
@@ -92,3 +97,39 @@ def test_a_child_does_not_end_what_its_parent_has(tmp_path: Path) -> None:
     assert cache.get("b", lambda: b"x" * 5_000)
     assert leases(tmp_path) == mine
     cache.close()
+
+
+SCRIPT = """
+import sys
+from shardkit.storage.cache import Cache
+cache = Cache(sys.argv[1])
+for number in range(30):
+    cache.get(f"k{number}", lambda: b"x" * 5_000)
+"""
+
+
+def test_a_process_that_ends_loses_nothing_of_what_it_fetched(tmp_path: Path) -> None:
+    ran = subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path)], capture_output=True)
+    assert (ran.returncode, ran.stderr) == (0, b"")
+    with Cache(str(tmp_path)) as cache:
+        assert len(cache.entries()) == 30
+        assert cache.check() == []
+
+
+def _fill(cache: Cache) -> None:
+    for number in range(30):
+        cache.get(f"k{number}", lambda: b"x" * 5_000)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_nor_does_a_worker_of_multiprocessing(tmp_path: Path, method: str) -> None:
+    context = multiprocessing.get_context(method)
+    with Cache(str(tmp_path)) as cache:
+        cache.get("before", lambda: b"x")
+        process = context.Process(target=_fill, args=(cache,))  # type: ignore[attr-defined]
+        process.start()
+        process.join(60)
+        assert process.exitcode == 0
+        assert len(cache.entries()) == 31
+        assert len(leases(tmp_path)) == 1
+        assert cache.check() == []
