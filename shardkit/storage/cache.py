@@ -293,13 +293,13 @@ class Cache:
             return None
         right = Right(opened, name, key)
         if opened.segments.places.find(name) is None and not exists(opened.folder.entry(name)):
-            self.stats.misses += 1
             return right
         right.give_up()
         return None
 
     def keep(self, objects: Sequence[Fetched], *, as_file: bool = False) -> None:
         """Keep objects, at least one, for which there was the right to fetch them."""
+        self.stats.misses += len(objects)
         jobs = []
         opened = objects[0].right.opened
         for right, data, version, tell in objects:

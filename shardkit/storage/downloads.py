@@ -62,8 +62,8 @@ class Downloads(Generic[T]):
     Args:
         num_threads: see above.
         name: of the threads.
-        begin: claims a piece of work: returns what does it by blocking, ``None`` if nobody wants it
-            any more.
+        begin: a method that claims a piece of work: returns what does it by blocking, ``None`` if
+            nobody wants it any more.
         end: is told of each piece that was claimed, its value or its error; after ``close`` perhaps
             not. Both are called by any thread.
         store: where objects are; ``None`` leaves all to threads that block.
@@ -131,14 +131,14 @@ class Downloads(Generic[T]):
             if self._loop is None and not self._is_closed:
                 self._loop = _Loop(
                     self._num_threads,
-                    self._begin,
-                    self._end,
+                    _weakly(self._begin),
+                    _weakly(self._end),
                     store,
                     self._cache,
                     self._crew,
                     as_file=self._as_file,
                 )
-                self._at_exit = weakref.finalize(self, _close_and_join, self._loop)
+                self._at_exit = weakref.finalize(self, _end_loop, self._loop)
                 self._loop.start(f"shardkit-{self._name}-receive")
             return self._loop
 
@@ -411,10 +411,25 @@ class _Loop(Generic[T]):
             self._cache.keep(objects, as_file=self._as_file)
 
 
-def _close_and_join(loop: _Loop[Any]) -> None:
-    """When the interpreter ends: a thread that it stops for good may hold a lock of ours."""
+def _end_loop(loop: _Loop[Any]) -> None:
+    """Close a loop whose owner was dropped, or when the interpreter ends."""
     loop.close()
-    loop.join(CLOSE_S)
+    if not threading.main_thread().is_alive():  # it would be stopped for good, with a lock of ours
+        loop.join(CLOSE_S)
+
+
+def _weakly(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Return what calls a method while somebody has its object; ``None`` afterwards.
+
+    Or the thread would hold its owner, and who was dropped without being closed would live on.
+    """
+    known = weakref.WeakMethod(method)
+
+    def call(*args: Any) -> Any:
+        bound = known()
+        return None if bound is None else bound(*args)
+
+    return call
 
 
 def _make_receiver(num_at_once: int) -> Receiver[Any]:

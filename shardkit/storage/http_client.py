@@ -26,6 +26,7 @@ __all__ = [
     "BUFFER",
     "HttpClient",
     "RangePastEndError",
+    "RefusedError",
     "plain_url",
     "proxy_of",
     "raise_for_status",
@@ -45,6 +46,10 @@ _Host = tuple[str, str]
 
 class RangePastEndError(Exception):
     """The server says that the range begins after the object's end; who asked knows the rest."""
+
+
+class RefusedError(StoreError):
+    """The server gives the object to others only."""
 
 
 class HttpClient:
@@ -273,7 +278,7 @@ def raise_for_status(status: int, reason: str, name: str) -> None:
     if status in _TRANSIENT:
         raise TransientError(f"cannot read {name}: {said}")
     if status in (401, 403, 407):
-        raise StoreError(f"cannot read {name}: {said}; check rights and keys")
+        raise RefusedError(f"cannot read {name}: {said}; check rights and keys")
     raise StoreError(f"cannot read {name}: {said}")
 
 
@@ -295,7 +300,7 @@ def _read_chunks(
 
 def _length(answer: http.client.HTTPResponse) -> int | None:
     told = answer.headers.get("Content-Length")
-    return int(told) if told and told.isdigit() else None
+    return int(told) if told and re.fullmatch("[0-9]{1,18}", told) else None
 
 
 def _content_range(answer: http.client.HTTPResponse) -> tuple[int, int | None] | None:

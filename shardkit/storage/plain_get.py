@@ -11,6 +11,7 @@ etag or a time. Whoever gets any other asks again in another way, which knows th
 
 from __future__ import annotations
 
+import re
 import socket
 import ssl
 import struct
@@ -21,7 +22,7 @@ from urllib.parse import urlsplit
 
 from shardkit.errors import NotFoundError, StoreError, TransientError
 from shardkit.storage.forks import start_anew_in_children
-from shardkit.storage.http_client import proxy_of, raise_for_status
+from shardkit.storage.http_client import RefusedError, proxy_of, raise_for_status
 from shardkit.storage.pool import Pool
 from shardkit.storage.quick_calls import drop_received, send_some
 
@@ -31,6 +32,9 @@ MOST_HEAD = 8 << 10
 """Bytes; a longer head is not understood."""
 
 _CONNECT_S = 10.0
+_LENGTH = re.compile(r"[0-9]{1,18}")
+_MOST_BYTES = 1 << 30
+"""A larger body is not received at once."""
 _MOST_REFUSALS = 4
 
 
@@ -40,7 +44,7 @@ class Head:
 
     Attributes:
         size: bytes of the head itself.
-        length: bytes of the body; None where it is not simply so many bytes.
+        length: bytes of the body; None where it is not simply so many bytes, or more than 1 GiB.
         version: etag, else time of the last change; None where the server tells neither.
     """
 
@@ -116,7 +120,7 @@ class PlainGetter:
         _, origin, request = self.request(url)
         try:
             found = self._get(origin, request, name)
-        except (NotFoundError, TransientError):
+        except (NotFoundError, RefusedError, TransientError):
             raise
         except StoreError:
             self.note(origin, is_usual=False)
@@ -235,7 +239,7 @@ def parse_head(start: bytes) -> Head:
     size = start.find(b"\r\n\r\n") + 4
     first, *lines = start[: max(size - 4, 0)].decode("latin-1").split("\r\n")
     protocol, _, told = first.partition(" ")
-    if protocol != "HTTP/1.1" or not told[:3].isdigit():
+    if protocol != "HTTP/1.1" or not (told[:3].isascii() and told[:3].isdigit()):
         raise StoreError("the head of the answer did not come in one piece")
     fields = {}
     for line in lines:
@@ -243,11 +247,8 @@ def parse_head(start: bytes) -> Head:
         fields[name.lower()] = value.strip()
     length = fields.get("content-length", "")
     version = fields.get("etag", fields.get("last-modified"))
-    is_plain = (
-        length.isascii()
-        and length.isdigit()
-        and not {"transfer-encoding", "content-encoding"} & fields.keys()
-    )
+    is_plain = _LENGTH.fullmatch(length) is not None and int(length) <= _MOST_BYTES
+    is_plain = is_plain and not {"transfer-encoding", "content-encoding"} & fields.keys()
     return Head(
         int(told[:3]),
         told[4:],

@@ -19,7 +19,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 from shardkit.errors import NotFoundError, StoreError, TransientError
 from shardkit.storage.forks import start_anew_in_children
-from shardkit.storage.http_client import RangePastEndError, raise_for_status
+from shardkit.storage.http_client import RangePastEndError, RefusedError, raise_for_status
 from shardkit.storage.plain_get import MOST_HEAD, Head, PlainGetter, PlainRequest, parse_head
 from shardkit.storage.quick_calls import blank
 from shardkit.storage.wires import Wire, wire_of
@@ -32,9 +32,6 @@ T = TypeVar("T")
 
 _TICK_S = 0.5
 """How often it is looked whether a connection has been silent for too long."""
-
-_MOST_BYTES = 1 << 30
-"""A larger body is not received at once."""
 
 
 class Answer(NamedTuple, Generic[T]):
@@ -111,19 +108,19 @@ def _understood(start: bytes) -> Head:
     """The head of an answer that has a body of known length and a version.
 
     Raises:
-        StoreError: there is no such object, or not now.
+        StoreError: there is no such object, not for us, or not now.
         _OddError: it is another answer.
     """
     try:
         head = parse_head(start)
         raise_for_status(head.status, head.reason, "it")
-    except (NotFoundError, TransientError):
+    except (NotFoundError, RefusedError, TransientError):
         raise
     except (StoreError, RangePastEndError) as error:
         raise _OddError from error
     if head.status != HTTPStatus.OK or head.length is None or head.version is None:
         raise _OddError
-    if not len(start) - head.size <= head.length <= _MOST_BYTES:
+    if len(start) - head.size > head.length:
         raise _OddError
     return head
 

@@ -355,3 +355,29 @@ def test_a_closed_one_is_held_by_nobody() -> None:
         assert gone() is None
     finally:
         gc.enable()
+
+
+def test_one_that_was_dropped_unclosed_is_collected_and_its_thread_ends(tmp_path: Path) -> None:
+    """As when Ctrl-C comes between the lines."""
+    with bucket(tmp_path) as s3, Cache(str(tmp_path / "cache")) as cache:
+        before = set(threading.enumerate())
+        asker = Asker(open_store(s3.storage_options), cache)
+        asker.get(NAMES[:20])
+        gone = weakref.ref(asker)
+        del asker
+        gc.collect()
+        assert gone() is None
+        until = time.monotonic() + 10
+        while set(threading.enumerate()) - before and time.monotonic() < until:
+            time.sleep(0.01)
+        assert set(threading.enumerate()) <= before
+
+
+def test_each_object_is_counted_once(tmp_path: Path) -> None:
+    with bucket(tmp_path) as s3, Cache(str(tmp_path / "cache")) as cache:
+        for name in NAMES[::2]:
+            (tmp_path / "s3" / "bucket" / name).unlink()
+        asker = Asker(open_store(s3.storage_options), cache)
+        asker.get(NAMES)
+        asker.downloads.close()
+        assert cache.stats.misses == COUNT

@@ -71,9 +71,24 @@ def test_a_connection_that_the_server_will_close_is_not_kept() -> None:
         [b'HTTP/1.1 200 OK\r\nETag: "1"\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n'],
         [b'HTTP/1.0 200 OK\r\nETag: "1"\r\n\r\n', None],
         [b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n"],
+        [HEAD.replace(b"110000", "\u00b2".encode("latin-1")), BODY],
+        [HEAD.replace(b"200", "\u00b2\u00b2\u00b2".encode("latin-1")), BODY],
+        [HEAD.replace(b"110000", b"9" * 17), BODY],
+        [HEAD.replace(b"110000", b"9" * 5_000), BODY],
         [b"HTTP/1.1 307 Elsewhere\r\nLocation: /y\r\nContent-Length: 0\r\n\r\n"],
     ],
-    ids=["head in pieces", "no etag", "chunked", "HTTP/1.0", "refused", "redirected"],
+    ids=[
+        "head in pieces",
+        "no etag",
+        "chunked",
+        "HTTP/1.0",
+        "refused",
+        "odd length",
+        "odd status",
+        "huge",
+        "absurd",
+        "redirected",
+    ],
 )
 def test_any_other_answer_is_for_somebody_else(pieces: Pieces) -> None:
     with serve(pieces) as (url, _), pytest.raises(StoreError) as caught:
@@ -107,3 +122,16 @@ def test_objects_of_a_bucket_come_plainly_and_those_that_cannot_come_all_the_sam
         (tmp_path / "bucket" / "x").write_bytes(BODY)
         store = open_store({"endpoint_url": s3.url, "anon": True})
         assert store.get("s3://bucket/x") == BODY
+
+
+def test_what_is_refused_says_nothing_of_the_server(tmp_path: Path) -> None:
+    """S3 answers 403 for what is missing, too, to who may not list."""
+    refused: Pieces = [b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n"]
+    odd: Pieces = [HEAD.replace(b"ETag", b"Else"), BODY]
+    with serve(*[refused] * 10, *[odd] * 4) as (url, _):
+        getter = PlainGetter({}, stall_s=5)
+        for number in range(14):
+            assert getter.is_worthwhile(url), number
+            with pytest.raises(StoreError):
+                getter.get(f"{url}/x", "it")
+        assert not getter.is_worthwhile(url)
