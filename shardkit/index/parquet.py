@@ -84,18 +84,18 @@ class ParquetGroups:
 
     in_memory = False
 
-    def __init__(self, store: Store, layout: ParquetLayout, cache: Cache | None = None) -> None:
+    def __init__(self, reads: SharedReads, layout: ParquetLayout) -> None:
         self.schema = layout.schema
         self.counts = layout.counts
         self.identity = layout.identity
-        self._reads = SharedReads(store, cache)
+        self._reads = reads
         self._layout = layout
         self._files = layout.files
         self._places = layout.places
         self._footers: Kept[pq.FileMetaData] = Kept(_KEPT_FOOTERS)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ParquetGroups, (self._reads.store, self._layout, self._reads.cache)
+        return ParquetGroups, (self._reads, self._layout)
 
     def read(self, group: int, columns: Sequence[str]) -> pa.Table:
         """Read exactly the column chunks of the group; far ones in parallel ranges."""
@@ -296,7 +296,7 @@ def open_parquet(
         np.array(places, dtype=np.int32).reshape(-1, 3),
         str(hasher.hexdigest()),
     )
-    return ParquetGroups(store, layout, cache)
+    return ParquetGroups(reads, layout)
 
 
 def parquet_tables(store: Store, info: ObjectInfo) -> tuple[pa.Schema, Iterator[pa.Table]]:
@@ -352,7 +352,11 @@ def _sized(store: Store, file: ParquetFile) -> ParquetFile:
 
 
 def _read_footer(reads: SharedReads, file: ParquetFile) -> tuple[pq.FileMetaData, bytes]:
-    """Parse the footer, which is the end of the file, fetched in one or two reads."""
+    """Parse the footer, which is the end of the file, fetched in one or two reads.
+
+    Each process reads it anew where no version tells that the file is still the same.
+    """
+    reads = reads if file.version else SharedReads(reads.store)
     size = _sized(reads.store, file).size
     start = max(0, size - _FOOTER_BYTES)
     tail = reads.get_range(file.url, file.version, start, size)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 
 from xxhash import xxh3_64_hexdigest
@@ -21,10 +22,18 @@ they would push out what they are the index of."""
 
 @dataclass(frozen=True, slots=True)
 class SharedReads:
-    """Reads ranges of objects, through the node's cache where there is one. Picklable."""
+    """Reads ranges of objects, through the node's cache where there is one. Picklable.
+
+    Attributes:
+        store: where the objects are.
+        cache: where their ranges are kept.
+        token: stands for the versions of objects that tell none: they are shared by the processes
+            to which this very value was sent, and by no later run.
+    """
 
     store: Store
     cache: Cache | None = None
+    token: str = field(default_factory=lambda: secrets.token_hex(8))
 
     def get_ranges(
         self, url: str, version: str, ranges: Sequence[tuple[int, int]]
@@ -33,16 +42,16 @@ class SharedReads:
 
         Args:
             url: of the object.
-            version: of its contents; nothing is shared where that is not known ("").
+            version: of its contents; "" where that is not known.
             ranges: half-open.
         """
         sizes = [stop - start for start, stop in ranges]
         cache = self.cache
-        if cache is None or not version or is_local(url) or not self._fits(sum(sizes)):
+        if cache is None or is_local(url) or not self._fits(sum(sizes)):
             return self.store.get_ranges(url, ranges)
         places = xxh3_64_hexdigest(repr(list(ranges)).encode())
         data = cache.get(
-            f"{url}\n{version}\nranges {places}",
+            f"{url}\n{version or f'as opened by {self.token}'}\nranges {places}",
             lambda: b"".join(self.store.get_ranges(url, ranges)),
         )
         return [data[start:stop] for start, stop in pairwise(accumulate(sizes, initial=0))]

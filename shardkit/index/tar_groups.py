@@ -23,6 +23,7 @@ from shardkit.index.kept import Kept
 from shardkit.index.parquet import ParquetFile, ParquetGroups, ParquetLayout, read_schema
 from shardkit.index.places import ShardPlaces
 from shardkit.index.scratch import Scratch
+from shardkit.index.shared_reads import SharedReads
 from shardkit.index.streams import codec_of, open_stream
 from shardkit.index.tar_bytes import open_tar_bytes
 from shardkit.index.tars import TarScan, scan_tar
@@ -191,7 +192,7 @@ def open_packed(places: ShardPlaces) -> PackedGroups:
     groups[:, 1] = 0
     layout = ParquetLayout(sidecars, schema, shards.samples, groups, manifest.fingerprint)
     with_url = pa.schema([*schema, (URL_COLUMN, _URL_TYPE)])
-    return PackedGroups(ParquetGroups(places.store, layout), places, with_url)
+    return PackedGroups(ParquetGroups(SharedReads(places.store), layout), places, with_url)
 
 
 def fingerprint_of(tars: Sequence[ScannedTar]) -> str:

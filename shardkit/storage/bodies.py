@@ -20,11 +20,13 @@ class Body:
         version: of the object, as far as the answer tells; "" unknown.
         stop: the byte of the object before which the body will end; None if not told.
         chunks: the bytes; raises ``TransientError`` where the connection breaks.
+        is_partial: the server said that this is a part of the object (status 206).
     """
 
     version: str
     stop: int | None
     chunks: Iterator[Chunk]
+    is_partial: bool = False
 
 
 OpenBody = Callable[[int, "int | None"], Body]

@@ -14,7 +14,7 @@ from shardkit.errors import (
     TransientError,
 )
 
-__all__ = ["map_os_errors", "short_range", "store_error"]
+__all__ = ["map_os_errors", "short_range", "store_error", "untrusted"]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _PASSING = (errno.ECONNRESET, errno.ECONNREFUSED, errno.EPIPE, errno.ETIMEDOUT, errno.EHOSTUNREACH)
@@ -40,6 +40,14 @@ def store_error(verb: str, url: str, error: BaseException) -> ShardkitError:
         mapped = StoreError(f"cannot {verb} {url}: {type(error).__name__}: {error}")
     mapped.errno = number
     return mapped
+
+
+def untrusted(verb: str, url: str, reason: str) -> StoreError:
+    """Return the error for a server whose certificate nobody vouches for."""
+    return StoreError(
+        f"cannot {verb} {url}: the certificate of the server is not trusted ({reason}); "
+        "SSL_CERT_FILE may name a file of authorities that are (AWS_CA_BUNDLE for s3fs)"
+    )
 
 
 @contextmanager

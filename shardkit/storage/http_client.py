@@ -12,11 +12,12 @@ import re
 import ssl
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
+from http import HTTPStatus
 from urllib.parse import quote, urljoin, urlsplit
 
 from shardkit.errors import ConfigError, NotFoundError, StoreError, TransientError
 from shardkit.storage.bodies import Body
-from shardkit.storage.boundary import short_range
+from shardkit.storage.boundary import short_range, untrusted
 from shardkit.storage.forks import start_anew_in_children
 from shardkit.storage.pool import Pool
 from shardkit.storage.protocol import Chunk
@@ -64,6 +65,7 @@ class HttpClient:
         self._headers = {"Accept-Encoding": "identity", "User-Agent": "shardkit", **headers}
         self._stall_s = stall_s
         self._pool: Pool[_Host, http.client.HTTPConnection] = Pool()
+        self._tls: ssl.SSLContext | None = None
         start_anew_in_children(self)
 
     def forget_parent(self) -> None:
@@ -120,7 +122,7 @@ class HttpClient:
             raise
         chunks = self._chunks(connection, answer, host, name, skip, wanted, buffer)
         end = stop if wanted is None else start + wanted
-        return Body(_version(answer), end, chunks)
+        return Body(_version(answer), end, chunks, answer.status == HTTPStatus.PARTIAL_CONTENT)
 
     def _chunks(
         self,
@@ -159,7 +161,7 @@ class HttpClient:
         for _ in range(_MAX_REDIRECTS + 1):
             host, target = _host_and_target(url)
             kept = self._pool.take(host)
-            connection = kept or _connect(host, self._stall_s)
+            connection = kept or self._connect(host)
             try:
                 try:
                     answer = _exchange(connection, method, target, {**self._headers, **headers})
@@ -167,8 +169,11 @@ class HttpClient:
                     if kept is None:
                         raise
                     connection.close()
-                    connection = _connect(host, self._stall_s)
+                    connection = self._connect(host)
                     answer = _exchange(connection, method, target, {**self._headers, **headers})
+            except ssl.SSLCertVerificationError as error:
+                connection.close()
+                raise untrusted("read", name, error.verify_message) from error
             except _BROKEN as error:
                 connection.close()
                 raise TransientError(f"cannot read {name}: {error!r}") from error
@@ -182,6 +187,23 @@ class HttpClient:
             connection.close()
             raise
         return connection, answer, host
+
+    def _connect(self, host: _Host) -> http.client.HTTPConnection:
+        """Return a connection, through a proxy if there is one."""
+        scheme, netloc = host
+        through = proxy_of(scheme, netloc)
+        if through is None:
+            return self._new(scheme, netloc)
+        connection = self._new(scheme, through)
+        connection.set_tunnel(netloc)
+        return connection
+
+    def _new(self, scheme: str, netloc: str) -> http.client.HTTPConnection:
+        if scheme == "http":
+            return http.client.HTTPConnection(netloc, timeout=self._stall_s, blocksize=CHUNK)
+        if self._tls is None:  # to read all authorities takes 20 ms
+            self._tls = ssl.create_default_context()
+        return http.client.HTTPSConnection(netloc, timeout=self._stall_s, context=self._tls)
 
 
 def plain_url(url: str) -> str:
@@ -203,24 +225,6 @@ def proxy_of(scheme: str, netloc: str) -> str | None:
     if not proxy or urllib.request.proxy_bypass(netloc.rsplit("@", maxsplit=1)[-1]):
         return None
     return urlsplit(proxy if "://" in proxy else f"http://{proxy}").netloc
-
-
-def _connect(host: _Host, stall_s: float) -> http.client.HTTPConnection:
-    """Return a connection, through a proxy if there is one."""
-    scheme, netloc = host
-    through = proxy_of(scheme, netloc)
-    if through is not None:
-        connection = _new(scheme, through, stall_s)
-        connection.set_tunnel(netloc)
-        return connection
-    return _new(scheme, netloc, stall_s)
-
-
-def _new(scheme: str, netloc: str, stall_s: float) -> http.client.HTTPConnection:
-    if scheme == "https":
-        context = ssl.create_default_context()
-        return http.client.HTTPSConnection(netloc, timeout=stall_s, context=context)
-    return http.client.HTTPConnection(netloc, timeout=stall_s, blocksize=CHUNK)
 
 
 def _exchange(

@@ -23,7 +23,7 @@ import obstore.store
 
 from shardkit.errors import ConfigError, NotFoundError, ShardkitError, StoreError, TransientError
 from shardkit.storage.bodies import Body, OpenBody, read_body, read_versioned, stream_body
-from shardkit.storage.boundary import short_range, store_error
+from shardkit.storage.boundary import short_range, store_error, untrusted
 from shardkit.storage.forks import keep_for_ever, start_anew_in_children
 from shardkit.storage.http_client import BUFFER, HttpClient, RangePastEndError
 from shardkit.storage.obstore_clients import DEFAULT_REGION, open_client
@@ -96,6 +96,8 @@ class ObstoreStore:
         self._not_plain: set[str] = set()
         # Buckets whose objects can't be asked for together: set once, only grows.
         self._not_together: set[str] = set()
+        # Buckets whose server was seen to answer ranges as obstore wants it: set once, only grows.
+        self._partial: set[str] = set()
         # Buckets whose server answers ranges in a way that obstore refuses: set once, only grows.
         self._refused: set[str] = set()
         # Buckets that give nothing for a signed URL: set once, only grows.
@@ -167,7 +169,7 @@ class ObstoreStore:
         if start == stop:
             return b""
         client, key, bucket = self._reader(url)
-        if bucket not in self._refused:
+        if self._is_for_obstore(bucket):
             try:
                 data = bytes(obstore.get_range(client, key, start=start, end=stop))
                 if len(data) == stop - start:
@@ -292,7 +294,8 @@ class ObstoreStore:
             is_range = start > 0 or stop is not None
             if bucket in self._refused and is_range:
                 return self._open_signed(url, start, stop, buffer)
-            if buffer is not None and bucket not in self._unsigned:
+            is_ours = buffer is not None or (is_range and not self._is_for_obstore(bucket))
+            if is_ours and bucket not in self._unsigned:
                 try:
                     return self._open_signed(url, start, stop, buffer)
                 except (NotFoundError, TransientError):
@@ -316,7 +319,7 @@ class ObstoreStore:
     def _open_signed(
         self, url: str, start: int, stop: int | None, buffer: memoryview | None
     ) -> Body:
-        client, key, _ = self._reader(url)
+        client, key, bucket = self._reader(url)
         try:
             signed = obstore.sign(client, "GET", key, _SIGNED_FOR)
         except Exception as error:
@@ -326,10 +329,25 @@ class ObstoreStore:
             return self.stat(url).size
 
         try:
-            return self._signed.open(signed, url, start, stop, size_of, buffer=buffer)
+            body = self._signed.open(signed, url, start, stop, size_of, buffer=buffer)
         except RangePastEndError as error:
             end = start if stop is None else stop
             raise short_range(url, start, end, size_of()) from error
+        if body.is_partial:
+            self._partial.add(bucket)
+        return body
+
+    def _is_for_obstore(self, bucket: str) -> bool:
+        """Whether obstore is to ask for ranges.
+
+        It drops the answer of a server that gives them under status 200, and all would be asked for
+        twice. So servers that may be like that are asked by our own client, until they have shown
+        that they are not.
+        """
+        if bucket in self._refused:
+            return False
+        may_be_odd = bucket.startswith(("s3:", "s3a:")) and bucket not in self._unsigned
+        return bucket in self._partial or not may_be_odd
 
     def _mapped_range(self, url: str, start: int, stop: int, error: Exception) -> Exception:
         """Map an error of a ranged read; one past the end of the object is its own kind."""
@@ -423,11 +441,8 @@ def _mapped(verb: str, url: str, error: Exception) -> Exception:
     """Map what obstore raised. Its one ``GenericError`` holds the network's and the server's."""
     if isinstance(error, ShardkitError):
         return error
-    if (untrusted := _UNTRUSTED.search(str(error))) is not None:
-        return StoreError(
-            f"cannot {verb} {url}: the certificate of the server is not trusted ({untrusted[1]}); "
-            "SSL_CERT_FILE may name a file of authorities that are (AWS_CA_BUNDLE for s3fs)"
-        )
+    if (found := _UNTRUSTED.search(str(error))) is not None:
+        return untrusted(verb, url, found[1])
     status, reason = _STATUS.search(str(error)), _REASON.search(str(error))
     code = int(status[1] or status[2]) if status else 0
     said = ": ".join(filter(None, reason.groups())) if reason else _first_line(error)

@@ -7,13 +7,18 @@ import re
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from shardkit import DataLoader, StreamingDataset
 from shardkit.errors import IndexDataError
 from shardkit.index import open as open_module
 from shardkit.index import open_index
@@ -76,6 +81,114 @@ def test_reading_all_rows_asks_for_the_projected_bytes_once(tmp_path: Path) -> N
     assert projected < 0.7 * path.stat().st_size
     assert asked - opening <= 1.2 * projected
     assert opening < 5_000_000  # the footer, and the first pages to look at
+
+
+class _Unversioned(BaseHTTPRequestHandler):
+    """A web server that gives ranges of files and tells no version; notes bytes of bodies."""
+
+    protocol_version = "HTTP/1.1"
+    folder: Path
+    sent: list[int]
+
+    def do_GET(self) -> None:
+        path = self.folder / self.path.lstrip("/")
+        data = path.read_bytes() if path.is_file() else b""
+        found = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        start, stop = 0, len(data)
+        if not path.is_file():
+            self.send_response(404)
+        elif found is None:
+            self.send_response(200)
+        else:
+            start, stop = int(found[1]), int(found[2] or len(data) - 1) + 1
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{len(data)}")
+        self.send_header("Content-Length", str(stop - start))
+        self.end_headers()
+        if self.command == "GET":
+            self.sent.append(stop - start)
+            self.wfile.write(data[start:stop])
+
+    do_HEAD = do_GET
+
+    def log_message(self, *args: Any) -> None:
+        """Say nothing."""
+
+
+@contextmanager
+def serve_unversioned(folder: Path) -> Iterator[tuple[str, list[int]]]:
+    sent: list[int] = []
+    handler = type("Handler", (_Unversioned,), {"folder": folder, "sent": sent})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}", sent
+        server.shutdown()
+
+
+def read_epoch(dataset: StreamingDataset, num_workers: int) -> int:
+    """Rows of one epoch, made by worker processes."""
+    with DataLoader(
+        dataset, batch_size=500, num_workers=num_workers, workers="processes"
+    ) as loader:
+        return sum(len(batch["__key__"]) for batch in loader)
+
+
+@pytest.fixture
+def big_groups(tmp_path: Path) -> Path:
+    """Four row groups, of each of which 1.6 MB are wanted."""
+    (tmp_path / "far" / "bucket").mkdir(parents=True)
+    path = tmp_path / "far" / "bucket" / "i.parquet"
+    pq.write_table(wide_table(400_000), path, row_group_size=100_000)
+    assert column_bytes(path, {"id", "score"}) > 4 * 1_500_000
+    return path
+
+
+CHOSEN: dict[str, Any] = {"columns_to_load": [], "index_col_name": "id", "metadata": ["score"]}
+
+
+@pytest.mark.parametrize("num_workers", [2, 4])
+def test_an_epoch_of_worker_processes_asks_a_bucket_once(
+    big_groups: Path, tmp_path: Path, num_workers: int
+) -> None:
+    """Whatever is asked for counts: obstore would refuse rclone's ranges, and have them twice."""
+    with serve_s3(tmp_path / "far") as s3:
+        dataset = StreamingDataset(
+            "s3://bucket/i.parquet",
+            str(tmp_path / "cache"),
+            storage_options=s3.storage_options,
+            **CHOSEN,
+        )
+        opening = bytes_asked(s3)
+        assert read_epoch(dataset, num_workers) >= 400_000
+        asked = bytes_asked(s3) - opening
+    assert asked <= 1.2 * column_bytes(big_groups, {"id", "score"})
+
+
+@pytest.mark.parametrize("num_workers", [2, 4])
+def test_an_epoch_of_worker_processes_asks_a_server_without_versions_once(
+    big_groups: Path, tmp_path: Path, num_workers: int
+) -> None:
+    """What nobody names the version of is shared all the same, by the workers of one data set."""
+    with serve_unversioned(tmp_path / "far") as (url, sent):
+        source = f"{url}/bucket/i.parquet"
+        dataset = StreamingDataset(source, str(tmp_path / "cache"), **CHOSEN)
+        opening = sum(sent)
+        assert read_epoch(dataset, num_workers) >= 400_000
+        assert sum(sent) - opening <= 1.2 * column_bytes(big_groups, {"id", "score"})
+        again = StreamingDataset(source, str(tmp_path / "cache"), **CHOSEN)
+        assert again.index.fingerprint == dataset.index.fingerprint
+
+
+def test_a_file_without_a_version_that_changed_is_seen_by_processes_that_start_later(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "i.parquet"
+    pq.write_table(wide_table(20_000), path)
+    with serve_unversioned(tmp_path) as (url, _):
+        dataset = StreamingDataset(f"{url}/i.parquet", str(tmp_path / "cache"), **CHOSEN)
+        pq.write_table(wide_table(10_000), path)
+        with pytest.raises(IndexDataError, match="changed since the index was opened"):
+            read_epoch(dataset, 1)
 
 
 def test_a_change_of_the_file_while_it_is_read_is_seen(tmp_path: Path) -> None:

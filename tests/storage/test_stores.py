@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import random
 import stat
 import time
 import uuid
@@ -113,6 +114,22 @@ class TestS3IgnoringRanges(WriteContract):
         (tmp_path / "bucket").mkdir()
         with serve_s3(tmp_path, [Fault("ignore_range", times=-1)], auth=False) as s3:
             yield _place("auto", s3.storage_options, "s3://bucket")
+
+
+def test_no_range_is_asked_for_twice_and_a_usual_server_is_obstores(tmp_path: Path) -> None:
+    """obstore drops ranges that come under status 200, as rclone's S3 gives them."""
+    data = random.Random(1).randbytes(6_000_000)
+    (tmp_path / "bucket").mkdir()
+    (tmp_path / "bucket" / "x").write_bytes(data)
+    ranges = [(n * 1_000_000, n * 1_000_000 + 1_000) for n in range(6)]
+    with serve_s3(tmp_path) as odd, serve_http(tmp_path) as usual:
+        for server, agent in (odd, "shardkit"), (usual, "object_store"):
+            store = open_store({**odd.storage_options, "endpoint_url": server.url})
+            for _ in range(2):
+                found = store.get_ranges("s3://bucket/x", ranges)
+                assert found == [data[start:stop] for start, stop in ranges]
+            assert server.count("GET") == 2 * len(ranges)
+            assert server.requests[-1].headers["user-agent"].startswith(agent)
 
 
 def test_one_store_serves_paths_buckets_and_web_servers_mixed(

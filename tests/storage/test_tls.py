@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -81,3 +82,16 @@ def test_a_certificate_that_nobody_vouches_for_is_an_error_that_says_so(folder: 
             error = next(results).error
         assert isinstance(error, StoreError)
         assert "certificate" in str(error)
+
+
+def test_nor_is_it_asked_for_again_and_again(folder: Path) -> None:
+    """By our own client, which web servers are asked by, and S3 for ranges."""
+    with serve_http(folder, tls=True) as server, serve_s3(folder, tls=True) as s3:
+        started = time.monotonic()
+        for store, url in (
+            (open_store(), f"{server.url}/bucket/o149"),
+            (open_store(s3.storage_options), "s3://bucket/o149"),
+        ):
+            with pytest.raises(StoreError, match="certificate of the server is not trusted"):
+                store.get_range(url, 0, 10)
+        assert time.monotonic() - started < 10  # 12 attempts take 40 s
