@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from shardkit.errors import ConfigError
+from shardkit.storage.forks import start_anew_in_children
 from shardkit.storage.options import Options
 
 __all__ = ["Signer"]
@@ -37,6 +38,11 @@ class Signer:
         self._found: Options | None = None
         self._ask: Callable[[], dict[str, Any]] | None = None
         self._keys: dict[str, Any] = {}
+        start_anew_in_children(self)
+
+    def forget_parent(self) -> None:
+        """Drop the lock, which another thread may have held when the parent forked."""
+        self._lock = threading.Lock()
 
     def sign(self, method: str, url: str, now: datetime | None = None) -> str:
         """Return the address at which an ``s3://`` URL may be asked with ``method`` for an hour.

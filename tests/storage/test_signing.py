@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from datetime import UTC, datetime, timedelta
 from urllib.parse import parse_qs, urlsplit
 
@@ -68,3 +70,14 @@ def test_who_has_no_keys_is_told_where_they_were_looked_for(
         Signer(Options()).sign("GET", "s3://bucket/a")
     with pytest.raises(ConfigError, match="names no bucket"):
         Signer(Options(anon=True)).sign("GET", "s3:///a")
+
+
+def test_a_child_does_not_wait_for_a_lock_that_was_held_when_it_was_forked() -> None:
+    signer = Signer(Options("k", "s", None, "http://h", "r"))
+    with signer._lock:
+        child = os.fork()
+        if child == 0:
+            signal.alarm(10)
+            signer.sign("GET", "s3://bucket/x")
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
