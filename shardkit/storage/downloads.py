@@ -3,8 +3,9 @@
 Data's path of an object that a server gives over plain HTTP: it waits for its turn → the sole right
 to fetch it is taken, unless it is cached → its request goes out on an idle connection
 (``receiving.py``) → what has come is kept in the cache, some objects at a time → whoever asked is
-told. Whatever is not as usual on this way is loaded by a thread that blocks, from the beginning:
-first connections, other protocols, errors and their retries, what another process is fetching.
+told. That there is no such object is told at once. Whatever else is not as usual on this way is
+loaded by a thread that blocks, from the beginning: first connections, other protocols, errors and
+their retries, what another process is fetching.
 """
 
 from __future__ import annotations
@@ -20,16 +21,18 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
+from shardkit.errors import NotFoundError
 from shardkit.storage.cache import Cache, Fetched, Right
 from shardkit.storage.crew import CLOSE_S, Crew
 from shardkit.storage.flights import Cancelled
 from shardkit.storage.forks import importing
 from shardkit.storage.protocol import Store
 from shardkit.storage.segments import MAX_PACKED
+from shardkit.storage.urls import place_of
 
 if TYPE_CHECKING:
     from shardkit.storage.plain_get import PlainRequest
-    from shardkit.storage.receiving import Receiver
+    from shardkit.storage.receiving import Answer, Receiver
 
 __all__ = ["Downloads", "Wanted"]
 
@@ -37,6 +40,9 @@ logger = logging.getLogger(__name__)
 
 _TOGETHER = 16
 """Objects that are signed together, and written together."""
+
+_MOST_ODD = 16
+"""Objects of a place, none of which can be had plainly, before its others are not tried either."""
 
 
 class Wanted(Protocol):
@@ -104,7 +110,7 @@ class Downloads(Generic[T]):
 
     def run(self, work: Callable[[], None]) -> None:
         """Have anything done by a thread that may block; it must not raise."""
-        self._crew.submit(work)
+        _do_elsewhere(self._crew, work)
 
     def close(self, wait_s: float = CLOSE_S) -> None:
         """Drop what has not begun and what is under way, wait a moment for threads to end."""
@@ -185,7 +191,8 @@ class _Loop(Generic[T]):
         self._arrived: list[Fetched] = []
         self._thread: threading.Thread | None = None
         self._is_asleep = self._is_closed = self._is_over = False
-        self._is_plain = True  # until the store was seen to have nothing that can be had plainly
+        # By place, objects in a row that can't be had plainly; a guess, as any thread reads it.
+        self._odd: dict[str, int] = {}
         self._pid = os.getpid()
 
     def start(self, name: str) -> None:
@@ -196,12 +203,13 @@ class _Loop(Generic[T]):
         except RuntimeError:  # no more threads: ``submit`` takes nothing
             self._is_over = True
             self._receiver.close()
+            self._hand_over_waiting()
         else:
             self._thread = thread
 
     def submit(self, wanted: T) -> bool:
         """Have an object loaded; False if this is not the way."""
-        if not self._is_plain or self._is_over:
+        if self._is_over or self._odd.get(place_of(wanted.url), 0) >= _MOST_ODD:
             return False
         self._waiting.append(wanted)
         self._wake()
@@ -235,7 +243,7 @@ class _Loop(Generic[T]):
                 if self._is_closed:
                     self._end(wanted, None, Cancelled("closed"))
                 else:  # this thread is at fault: it said so
-                    self._crew.submit(functools.partial(_finish, wanted, load, self._end))
+                    self._do_elsewhere(functools.partial(_finish, wanted, load, self._end))
             self._keep_arrived()
             self._hand_over_waiting()
 
@@ -246,7 +254,7 @@ class _Loop(Generic[T]):
                 wanted = self._waiting.popleft()
             except IndexError:
                 return
-            self._crew.submit(functools.partial(_work, wanted, self._begin, self._end))
+            self._do_elsewhere(functools.partial(_work, wanted, self._begin, self._end))
 
     def _start_some(self) -> None:
         """Ask for as much of what waits as may be under way."""
@@ -290,10 +298,19 @@ class _Loop(Generic[T]):
         try:
             requests = self._store.requests(urls)
         except Exception as error:  # noqa: BLE001 - as above
+            if len(urls) > 1:  # the others are not at fault
+                return [self._requests([url])[0] for url in urls]
             logger.debug("%s is not read plainly: %s", urls[0], error)
-            return [None] * len(urls)
-        self._is_plain = any(request is not None for request in requests)
+            requests = [None]
+        for url, request in zip(urls, requests, strict=True):
+            self._note(place_of(url), is_plain=request is not None)
         return requests
+
+    def _note(self, place: str, *, is_plain: bool) -> None:
+        if not is_plain:
+            self._odd[place] = self._odd.get(place, 0) + 1
+        elif place in self._odd:
+            del self._odd[place]
 
     def _ask(self, asked: _Asked[T], request: PlainRequest) -> None:
         """Send a request, as soon as there is a connection for it."""
@@ -342,14 +359,27 @@ class _Loop(Generic[T]):
                 return
             answers = self._receiver.wait()
             self._is_asleep = False
-        for asked, data, version in answers:
-            if data is None:
+        for answer in answers:
+            asked, data = answer.tag, answer.data
+            if answer.missing is not None:
+                self._tell_missing(asked, answer)
+            elif data is None:
                 self._give_up(asked)
             elif asked.right is None:
                 self._end(asked.wanted, data, None)
             else:
                 told = functools.partial(self._end, asked.wanted, data)
-                self._keep_soon(Fetched(asked.right, data, version, told))
+                self._keep_soon(Fetched(asked.right, data, answer.version, told))
+
+    def _tell_missing(self, asked: _Asked[T], answer: Answer[_Asked[T]]) -> None:
+        if asked.right is not None:
+            asked.right.give_up()
+        if self._cache is not None:
+            self._cache.stats.misses += 1
+        try:
+            answer.raise_if_missing(asked.wanted.url)
+        except NotFoundError as error:
+            self._end(asked.wanted, None, error)
 
     def _can_go_on(self) -> bool:
         num_busy = self._receiver.num_busy + self._num_handed - len(self._returned)
@@ -372,10 +402,7 @@ class _Loop(Generic[T]):
         self._do_elsewhere(functools.partial(self._do_and_return, work))
 
     def _do_elsewhere(self, work: Callable[[], None]) -> None:
-        try:
-            self._crew.submit(work)
-        except RuntimeError:  # not one thread more can be started
-            work()
+        _do_elsewhere(self._crew, work)
 
     def _do_and_return(self, work: Callable[[], None]) -> None:
         try:
@@ -409,6 +436,14 @@ class _Loop(Generic[T]):
         """Keep objects, which tells whoever asked."""
         if self._cache is not None:
             self._cache.keep(objects, as_file=self._as_file)
+
+
+def _do_elsewhere(crew: Crew, work: Callable[[], None]) -> None:
+    """Have the crew do something, or do it here: whoever waits for it gets what it gives."""
+    try:
+        crew.submit(work)
+    except RuntimeError:  # not one thread can be started
+        work()
 
 
 def _end_loop(loop: _Loop[Any]) -> None:

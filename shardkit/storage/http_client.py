@@ -53,6 +53,25 @@ class RefusedError(StoreError):
     """The server gives the object to others only."""
 
 
+class _Answer(http.client.HTTPResponse):
+    """An answer, behind informational ones (1xx), of which ``http.client`` knows 100 alone."""
+
+    def begin(self) -> None:
+        """Read the head."""
+        super().begin()
+        while 100 < self.status < 200 and self.status != HTTPStatus.SWITCHING_PROTOCOLS:
+            self.headers = None  # type: ignore[assignment] # as if nothing had come so far
+            super().begin()
+
+
+class _Connection(http.client.HTTPConnection):
+    response_class = _Answer
+
+
+class _TlsConnection(http.client.HTTPSConnection):
+    response_class = _Answer
+
+
 class HttpClient:
     """GET and HEAD with ranges over a pool of connections. Thread-safe; safe after a fork.
 
@@ -200,10 +219,10 @@ class HttpClient:
 
     def _new(self, scheme: str, netloc: str) -> http.client.HTTPConnection:
         if scheme == "http":
-            return http.client.HTTPConnection(netloc, timeout=self._stall_s, blocksize=CHUNK)
+            return _Connection(netloc, timeout=self._stall_s, blocksize=CHUNK)
         if self._tls is None:  # to read all authorities takes 20 ms
             self._tls = ssl.create_default_context()
-        return http.client.HTTPSConnection(netloc, timeout=self._stall_s, context=self._tls)
+        return _TlsConnection(netloc, timeout=self._stall_s, context=self._tls)
 
 
 def plain_url(url: str) -> str:

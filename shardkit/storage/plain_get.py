@@ -5,7 +5,8 @@ straight into the ``bytes`` that are given out. 110 KB from an S3 server on loop
 processor time: obstore, which hands a body from thread to thread, takes 240, ``http.client`` more.
 
 Only the most usual answer is understood: status 200, a head that comes in one piece, a length, an
-etag or a time. Whoever gets any other asks again in another way, which knows them all.
+etag or a time; and that there is no such object. Whoever gets any other asks again in another way,
+which knows them all.
 ``receiving.py`` has many such requests answered at once, encrypted ones too.
 """
 
@@ -26,13 +27,34 @@ from shardkit.storage.http_client import RefusedError, proxy_of, raise_for_statu
 from shardkit.storage.pool import Pool
 from shardkit.storage.quick_calls import drop_received, send_some
 
-__all__ = ["MOST_HEAD", "Head", "PlainGetter", "PlainRequest", "origin_of", "parse_head"]
+__all__ = [
+    "MOST_HEAD",
+    "NO_BUCKET",
+    "REFUSALS",
+    "Head",
+    "PlainGetter",
+    "PlainRequest",
+    "body_of_refusal",
+    "num_informational",
+    "origin_of",
+    "parse_head",
+]
 
 MOST_HEAD = 8 << 10
 """Bytes; a longer head is not understood."""
 
+REFUSALS = frozenset({401, 403, 404, 410})
+"""Answers that are small, and behind which a connection is as good as before."""
+
+NO_BUCKET = b"NoSuchBucket"
+"""In the body of S3's 404 where more than the object is missing, which is an error of its own."""
+
+_MOST_TEXT = 16 << 10
+"""Bytes of the body of a refusal; those of S3 have 300."""
+
 _CONNECT_S = 10.0
 _LENGTH = re.compile(r"[0-9]{1,18}")
+_CHUNK_LENGTH = re.compile(rb"([0-9a-fA-F]{1,6}) *(;.*)?")
 _MOST_BYTES = 1 << 30
 """A larger body is not received at once."""
 _MOST_REFUSALS = 4
@@ -46,6 +68,8 @@ class Head:
         size: bytes of the head itself.
         length: bytes of the body; None where it is not simply so many bytes, or more than 1 GiB.
         version: etag, else time of the last change; None where the server tells neither.
+        stays_open: another request may follow on the connection.
+        is_chunked: the body comes in pieces that tell their lengths.
     """
 
     status: int
@@ -54,6 +78,7 @@ class Head:
     length: int | None
     version: str | None
     stays_open: bool
+    is_chunked: bool = False
 
 
 class PlainRequest(NamedTuple):
@@ -140,6 +165,11 @@ class PlainGetter:
                 head = _ask(sock, request)
             if head is None:
                 raise TransientError(f"cannot read {name}: the connection was closed")
+            if head.status in REFUSALS:
+                text = _read_refusal(sock, head)
+                done = text is not None and head.stays_open
+                if text is not None and NO_BUCKET in text:
+                    raise RefusedError(f"cannot read {name}: there is no such bucket")
             raise_for_status(head.status, head.reason, name)
             if head.length is None or head.version is None:
                 raise StoreError(
@@ -225,9 +255,48 @@ def _ask(sock: socket.socket, request: bytes) -> Head | None:
         if sent < len(request):
             sock.sendall(request[sent:])
         start = sock.recv(MOST_HEAD, socket.MSG_PEEK)
+        while size := num_informational(start):
+            drop_received(sock, size)
+            start = sock.recv(MOST_HEAD, socket.MSG_PEEK)
     except (BrokenPipeError, ConnectionResetError):
         return None
     return parse_head(start) if start else None
+
+
+def num_informational(start: bytes) -> int:
+    """Return how many bytes an informational answer (1xx) has, if there is a whole one."""
+    if not start.startswith(b"HTTP/1.1 1") or start.startswith(b"HTTP/1.1 101"):
+        return 0
+    return start.find(b"\r\n\r\n") + 4 if b"\r\n\r\n" in start else 0
+
+
+def body_of_refusal(head: Head, came: bytes) -> bytes | None:
+    """Return the body of an answer of ``REFUSALS``; ``None`` while not all of it has come.
+
+    Raises:
+        StoreError: it is too long, or nobody knows where it ends.
+    """
+    if len(came) <= _MOST_TEXT:
+        if head.is_chunked:
+            return _unchunked(came)
+        if head.length is not None and len(came) <= head.length <= _MOST_TEXT:
+            return came if len(came) == head.length else None
+    raise StoreError("the body of the refusal is no short text")
+
+
+def _unchunked(came: bytes) -> bytes | None:
+    """Join pieces (RFC 9112, 7.1); ``None`` while the last has not come."""
+    parts: list[bytes] = []
+    at = 0
+    while (end := came.find(b"\r\n", at)) >= 0:
+        told = _CHUNK_LENGTH.fullmatch(came, at, end)
+        if told is None:
+            raise StoreError("the pieces of the answer do not tell their lengths")
+        if not (size := int(told[1], 16)):
+            return b"".join(parts) if came.endswith(b"\r\n\r\n") else None
+        parts.append(came[end + 2 : end + 2 + size])
+        at = end + 2 + size + 2
+    return None
 
 
 def parse_head(start: bytes) -> Head:
@@ -247,8 +316,9 @@ def parse_head(start: bytes) -> Head:
         fields[name.lower()] = value.strip()
     length = fields.get("content-length", "")
     version = fields.get("etag", fields.get("last-modified"))
+    coding, is_encoded = fields.get("transfer-encoding"), "content-encoding" in fields
     is_plain = _LENGTH.fullmatch(length) is not None and int(length) <= _MOST_BYTES
-    is_plain = is_plain and not {"transfer-encoding", "content-encoding"} & fields.keys()
+    is_plain = is_plain and coding is None and not is_encoded
     return Head(
         int(told[:3]),
         told[4:],
@@ -256,7 +326,22 @@ def parse_head(start: bytes) -> Head:
         int(length) if is_plain else None,
         None if version is None else version.removeprefix("W/").strip('"'),
         fields.get("connection", "").lower() != "close",
+        coding is not None and coding.lower() == "chunked" and not is_encoded,
     )
+
+
+def _read_refusal(sock: socket.socket, head: Head) -> bytes | None:
+    """Take the body of a refusal from the socket; ``None`` where that can't be done."""
+    drop_received(sock, head.size)
+    came = b""
+    try:
+        while (body := body_of_refusal(head, came)) is None:
+            if not (more := sock.recv(MOST_HEAD)):
+                return None
+            came += more
+    except OSError:  # a StoreError is one
+        return None
+    return body
 
 
 def _receive(sock: socket.socket, length: int) -> bytes:

@@ -17,10 +17,20 @@ import time
 from http import HTTPStatus
 from typing import Generic, NamedTuple, TypeVar
 
-from shardkit.errors import NotFoundError, StoreError, TransientError
+from shardkit.errors import StoreError, TransientError
 from shardkit.storage.forks import start_anew_in_children
-from shardkit.storage.http_client import RangePastEndError, RefusedError, raise_for_status
-from shardkit.storage.plain_get import MOST_HEAD, Head, PlainGetter, PlainRequest, parse_head
+from shardkit.storage.http_client import RangePastEndError, raise_for_status
+from shardkit.storage.plain_get import (
+    MOST_HEAD,
+    NO_BUCKET,
+    REFUSALS,
+    Head,
+    PlainGetter,
+    PlainRequest,
+    body_of_refusal,
+    num_informational,
+    parse_head,
+)
 from shardkit.storage.quick_calls import blank
 from shardkit.storage.wires import Wire, wire_of
 
@@ -30,16 +40,27 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_MISSING = (HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
+
 _TICK_S = 0.5
 """How often it is looked whether a connection has been silent for too long."""
 
 
 class Answer(NamedTuple, Generic[T]):
-    """What became of a request: bytes and version, or ``None`` where it must be asked otherwise."""
+    """What became of a request: bytes and version, or ``None`` where it must be asked otherwise.
+
+    ``missing`` is the head of an answer that leaves no doubt that there is no such object.
+    """
 
     tag: T
     data: bytes | None
     version: str = ""
+    missing: Head | None = None
+
+    def raise_if_missing(self, name: str) -> None:
+        """Raise ``NotFoundError`` if there is no such object; ``name`` is what it is called."""
+        if self.missing is not None:
+            raise_for_status(self.missing.status, self.missing.reason, name)
 
 
 class _OddError(Exception):
@@ -50,8 +71,8 @@ class _Connection(Generic[T]):
     """A borrowed connection, and the request that is under way on it."""
 
     __slots__ = (
-        *("data", "fd", "getter", "num_received", "origin", "since", "start"),
-        *("stays_open", "tag", "version", "wire"),
+        *("data", "fd", "getter", "is_refused", "missing", "num_received", "origin"),
+        *("since", "start", "stays_open", "tag", "version", "wire"),
     )
 
     def __init__(self, getter: PlainGetter, origin: str, wire: Wire) -> None:
@@ -60,7 +81,9 @@ class _Connection(Generic[T]):
         self.wire = wire
         self.fd = wire.sock.fileno()
         self.tag: T | None = None
-        self.start = b""  # what has come of the head
+        self.start = b""  # what has come of the head, and of the body of a refusal
+        self.is_refused = False  # and all of that has come
+        self.missing: Head | None = None  # of a refusal that says that there is no such object
         self.data: bytes | None = None  # what comes is written into; None before the head has come
         self.num_received = 0
         self.since = 0.0  # when something came last
@@ -85,6 +108,8 @@ class _Connection(Generic[T]):
                 raise ConnectionResetError
             if self.data is not None and self.num_received == len(self.data):
                 return True
+            if self.is_refused:
+                return True
             if came < 0 or (data is not None and not self.wire.holds):
                 return False  # the kernel tells of what comes next
 
@@ -94,27 +119,41 @@ class _Connection(Generic[T]):
         if not came:
             return -1 if came is None else 0
         self.start += came
+        while size := num_informational(self.start):
+            self.start = self.start[size:]
         if b"\r\n\r\n" in self.start:
             head = _understood(self.start)
             body = self.start[head.size :]
-            self.data, self.num_received = blank(head.length or 0, body), len(body)
+            if head.status in REFUSALS:
+                self._take_refusal(head, body)
+            else:
+                self.data, self.num_received = blank(head.length or 0, body), len(body)
             self.version, self.stays_open = head.version or "", head.stays_open
         elif len(self.start) >= MOST_HEAD:
             raise _OddError
         return len(came)
 
+    def _take_refusal(self, head: Head, came: bytes) -> None:
+        """Note a refusal, once all of it has come."""
+        body = body_of_refusal(head, came)
+        self.is_refused = body is not None
+        if body is not None and head.status in _MISSING and NO_BUCKET not in body:
+            self.missing = head
+
 
 def _understood(start: bytes) -> Head:
-    """The head of an answer that has a body of known length and a version.
+    """The head of a refusal, or of an answer that has a body of known length and a version.
 
     Raises:
-        StoreError: there is no such object, not for us, or not now.
+        StoreError: not now, or what is to be had of a refusal can't be told.
         _OddError: it is another answer.
     """
     try:
         head = parse_head(start)
+        if head.status in REFUSALS:
+            return head
         raise_for_status(head.status, head.reason, "it")
-    except (NotFoundError, RefusedError, TransientError):
+    except TransientError:
         raise
     except (StoreError, RangePastEndError) as error:
         raise _OddError from error
@@ -129,8 +168,8 @@ class Receiver(Generic[T]):
     """GETs of whole objects, any number at once. Used by one thread, but for ``wake``.
 
     Connections are borrowed from the requests' own getters, idle ones only: to connect may take
-    long. An answer that is not the most usual one, a connection that breaks, one that is silent
-    for too long: each ends as ``Answer(tag, None)``.
+    long. An answer that is neither the most usual one nor says that there is no such object, a
+    connection that breaks, one that is silent for too long: each ends as ``Answer(tag, None)``.
 
     Args:
         most_idle: connections kept, of all servers together.
@@ -175,6 +214,7 @@ class Receiver(Generic[T]):
             with contextlib.suppress(OSError):
                 if connection.wire.send(request.data):
                     connection.tag, connection.start, connection.data = tag, b"", None
+                    connection.is_refused, connection.missing = False, None
                     connection.since = time.monotonic()
                     self._busy[connection.fd] = connection
                     return True
@@ -258,7 +298,8 @@ class Receiver(Generic[T]):
             self._end(connection, answers, is_whole=False)
         else:
             if is_whole:
-                connection.getter.note(connection.origin, is_usual=True)
+                if not connection.is_refused:
+                    connection.getter.note(connection.origin, is_usual=True)
                 self._end(connection, answers, is_whole=True)
 
     def _end(self, connection: _Connection[T], answers: list[Answer[T]], *, is_whole: bool) -> None:
@@ -272,7 +313,7 @@ class Receiver(Generic[T]):
                 self._drop(next(iter(self._idle.values())))
         else:
             self._close(connection)
-        known = (data, version) if is_whole else (None, "")
+        known = (data, version, connection.missing) if is_whole else (None, "")
         answers.append(Answer(tag, *known))  # type: ignore[arg-type]
 
     def _look_at_idle(self, connection: _Connection[T]) -> None:

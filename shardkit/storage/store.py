@@ -80,9 +80,13 @@ class _RoutedStore:
 
     def requests(self, urls: Sequence[str]) -> Sequence[PlainRequest | None]:
         stores = [self._of(url) for url in urls]
-        if any(store is not stores[0] for store in stores):
-            return [self.requests([url])[0] for url in urls]
-        return stores[0].requests(urls)
+        found: list[PlainRequest | None] = [None] * len(urls)
+        for store in {id(store): store for store in stores}.values():
+            numbers = [n for n, one in enumerate(stores) if one is store]
+            requests = store.requests([urls[n] for n in numbers])
+            for n, request in zip(numbers, requests, strict=True):
+                found[n] = request
+        return found
 
     def get_range(self, url: str, start: int, stop: int) -> bytes:
         return self._of(url).get_range(url, start, stop)

@@ -8,7 +8,7 @@ from urllib.parse import unquote, urlsplit
 
 from shardkit.errors import ConfigError
 
-__all__ = ["given_url", "is_local", "local_path", "scheme_of"]
+__all__ = ["given_url", "is_local", "local_path", "place_of", "scheme_of"]
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
@@ -31,6 +31,12 @@ def scheme_of(url: str) -> str:
         return scheme_of(head) if "://" in head else head.lower()
     found = _SCHEME.match(url)
     return found.group(1).lower() if found else "file"
+
+
+def place_of(url: str) -> str:
+    """Return scheme and host (or bucket) of a URL, ``"s3://bucket"``; "" for a bare path."""
+    scheme, mark, rest = url.partition("://")
+    return f"{scheme}://{rest.partition('/')[0]}" if mark else ""
 
 
 def is_local(url: str) -> bool:

@@ -173,6 +173,93 @@ def test_what_is_odd_or_missing_is_an_error_of_its_own_or_comes_at_last(tmp_path
         assert cache.check() == []
 
 
+@pytest.mark.parametrize("with_cache", [False, True])
+def test_what_is_missing_costs_one_request_and_no_connection(
+    tmp_path: Path, with_cache: bool
+) -> None:
+    cache = Cache(str(tmp_path / "cache")) if with_cache else None
+    with bucket(tmp_path) as s3:
+        for name in NAMES[1::2]:
+            (tmp_path / "s3" / "bucket" / name).unlink()
+        dialled = counted(s3)
+        asker = Asker(open_store(dialled.options), cache, num=4)
+        found = asker.get(NAMES)
+        asker.downloads.close()
+        assert {name: found[name] for name in NAMES[::2]} == {n: BODIES[n] for n in NAMES[::2]}
+        assert asker.loads == []
+        assert s3.count("GET") == COUNT
+        assert dialled.num <= 4
+        for name in NAMES[1::2]:
+            with pytest.raises(NotFoundError) as blocking:
+                asker.store.get(f"s3://bucket/{name}")
+            error = found[name]
+            assert isinstance(error, NotFoundError) and str(error) == str(blocking.value)
+        assert dialled.num <= 4 + 1
+        if cache is not None:
+            assert cache.check() == []
+            _until(lambda: cache.begin(f"s3://bucket/{NAMES[1]}\n")).give_up()
+            cache.close()
+
+
+def test_a_bucket_that_is_missing_is_told_as_such(tmp_path: Path) -> None:
+    with bucket(tmp_path) as s3:
+        asker = Asker(open_store(s3.storage_options), None)
+        asker.downloads.submit(Job("s3://none/x", ""))
+        _until(lambda: asker.told.get("s3://none/x"))
+        with pytest.raises(NotFoundError, match="check its name, and endpoint_url"):
+            raise asker.told["s3://none/x"]  # type: ignore[misc]
+        asker.downloads.close()
+
+
+class _Dialled:
+    """Stands before an endpoint, and counts connections."""
+
+    def __init__(self, s3: S3Endpoint) -> None:
+        self.num = 0
+        self._port = int(s3.url.rpartition(":")[2])
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.options = {**s3.storage_options, "endpoint_url": url}
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            near, _ = self._listener.accept()
+            self.num += 1
+            far = socket.create_connection(("127.0.0.1", self._port))
+            for pair in (near, far), (far, near):
+                threading.Thread(target=self._pump, args=pair, daemon=True).start()
+
+    def _pump(self, source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                target.sendall(data)
+            target.shutdown(socket.SHUT_RDWR)
+
+
+def counted(s3: S3Endpoint) -> _Dialled:
+    return _Dialled(s3)
+
+
+def test_places_that_cannot_be_had_plainly_turn_no_other_off(tmp_path: Path) -> None:
+    """A mixed list, whose first objects come through fsspec."""
+    fs = open_store()
+    for number in range(40):
+        fs.put(f"memory://odd/{number}", b"odd")
+    with bucket(tmp_path) as s3:
+        asker = Asker(open_store(s3.storage_options), None)
+        for number in range(40):
+            asker.downloads.submit(Job(f"memory://odd/{number}", ""))
+        _until(lambda: len(asker.told) == 40 or None)
+        asker.loads.clear()
+        for number, name in enumerate(NAMES):
+            asker.downloads.submit(Job(f"s3://bucket/{name}", ""))
+            asker.downloads.submit(Job(f"s3://bucket/a//{number}", ""))  # not for obstore
+        _until(lambda: len(asker.told) == 40 + 2 * COUNT or None)
+        asker.downloads.close()
+        assert {f"s3://bucket/{name}" for name in NAMES}.isdisjoint(asker.loads)
+
+
 def test_what_nobody_wants_any_more_is_not_fetched(tmp_path: Path) -> None:
     with bucket(tmp_path) as s3:
         asker = Asker(open_store(s3.storage_options), None, num=4)
@@ -290,11 +377,12 @@ def test_a_server_that_resets_each_connection_is_asked_with_patience(tmp_path: P
     assert len(dialled) < 20 * 10
 
 
+@pytest.mark.parametrize("most", [0, 1, 3])
 def test_where_no_thread_can_be_started_all_comes_all_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
     with bucket(tmp_path) as s3:
-        start, left = threading.Thread.start, [3]
+        start, left = threading.Thread.start, [most]
 
         def limited(thread: threading.Thread) -> None:
             if thread.name.startswith("shardkit"):

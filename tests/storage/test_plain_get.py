@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from shardkit.errors import NotFoundError, StoreError, TransientError
+from shardkit.storage.http_client import HttpClient
 from shardkit.storage.plain_get import PlainGetter
 from shardkit.storage.store import open_store
 from tests.s3 import serve_s3
@@ -94,6 +95,40 @@ def test_any_other_answer_is_for_somebody_else(pieces: Pieces) -> None:
     with serve(pieces) as (url, _), pytest.raises(StoreError) as caught:
         PlainGetter({}, stall_s=5).get(f"{url}/x", "it")
     assert not isinstance(caught.value, (NotFoundError, TransientError))
+
+
+HINTS = b"HTTP/1.1 103 Early Hints\r\nLink: </x>; rel=preload\r\n\r\n"
+
+
+def test_informational_answers_are_passed_over() -> None:
+    """By all our clients: this one, and the one that asks for ranges."""
+    pieces: Pieces = [HINTS, 0.05, HINTS + HEAD, BODY]
+    hinted: Pieces = [b"HTTP/1.1 100 Continue\r\n\r\n", *pieces]
+    with serve(pieces, pieces, hinted, hinted) as (url, asked):
+        getter, client = PlainGetter({}, stall_s=5), HttpClient({}, stall_s=5)
+        for _ in range(2):
+            assert getter.get(f"{url}/x", "it") == (BODY, "v1")
+        for _ in range(2):
+            body = client.open(f"{url}/x", "it", 0, None, lambda: -1)
+            assert b"".join(body.chunks) == BODY
+        assert asked == [b"1 /x"] * 2 + [b"2 /x"] * 2
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        b"HTTP/1.1 404 Not Found\r\nContent-Length: 7\r\n\r\nnothing",
+        b"HTTP/1.1 404 Not Found\r\nTransfer-Encoding: chunked\r\n\r\n7\r\nnothing\r\n0\r\n\r\n",
+        b"HTTP/1.1 403 Forbidden\r\nContent-Length: 7\r\n\r\nnothing",
+    ],
+)
+def test_behind_a_refusal_the_connection_is_kept(refused: bytes) -> None:
+    with serve([refused[:60], 0.05, refused[60:]], [HEAD, BODY]) as (url, asked):
+        getter = PlainGetter({}, stall_s=5)
+        with pytest.raises(StoreError, match="the server said 40"):
+            getter.get(f"{url}/x", "it")
+        assert getter.get(f"{url}/x", "it") == (BODY, "v1")
+        assert asked == [b"1 /x"] * 2
 
 
 def test_a_proxy_of_the_system_is_not_gone_around(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from shardkit.errors import NotFoundError
 from shardkit.storage import forks
 from shardkit.storage.plain_get import Head, PlainGetter, parse_head
 from shardkit.storage.receiving import Answer, Receiver
@@ -82,7 +83,17 @@ CHUNKED = b'HTTP/1.1 200 OK\r\nETag: "1"\r\nTransfer-Encoding: chunked\r\n\r\n0\
 ODD: dict[str, Pieces] = {
     "no length": [CHUNKED],
     "no version": [HEAD.replace(b"ETag", b"Else"), BODY],
-    "not found": [b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"],
+    "not found, without an end": [b"HTTP/1.1 404 Not Found\r\n\r\nno such"],
+    "not found, at length": [
+        b"HTTP/1.1 404 Not Found\r\nContent-Length: 20000\r\n\r\n" + b" " * 20_000
+    ],
+    "not found, cut": [b"HTTP/1.1 404 Not Found\r\nContent-Length: 9\r\n\r\nno such", None],
+    "not found, in odd pieces": [b"HTTP/1.1 404 No\r\nTransfer-Encoding: chunked\r\n\r\nz\r\n"],
+    "not found, in pieces for ever": [
+        b"HTTP/1.1 404 No\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"400\r\n" + b"x" * 1024 + b"\r\n",
+        *[b"400\r\n" + b"x" * 1024 + b"\r\n"] * 20,
+    ],
     "slow down": [b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\n\r\n"],
     "no head": [b"x" * 20_000],
     "another protocol": [b"SSH-2.0-OpenSSH_9.6\r\n\r\n"],
@@ -108,6 +119,70 @@ def test_what_is_not_as_usual_is_to_be_asked_otherwise(pieces: Pieces) -> None:
         assert receiver.num_busy == 0
         receiver.close()
         assert len(getter._pool) == 0  # nobody gets that connection again
+
+
+XML = b"<Error><Code>%b</Code><Message>It is not there</Message></Error>"
+
+
+def refusal(status: bytes, text: bytes, *, chunked: bool) -> bytes:
+    if not chunked:
+        return b"HTTP/1.1 %b\r\nContent-Length: %d\r\n\r\n%b" % (status, len(text), text)
+    parts = [b"%x\r\n%b\r\n" % (len(part), part) for part in (text[:10], text[10:]) if part]
+    head = b"HTTP/1.1 %b\r\nTransfer-Encoding: chunked\r\n\r\n" % status
+    return head + b"".join(parts) + b"0\r\n\r\n"
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("cut", [0, 20, 70, -3])
+def test_that_there_is_no_such_object_is_told_and_the_connection_kept(
+    chunked: bool, cut: int
+) -> None:
+    whole = refusal(b"404 Not Found", XML % b"NoSuchKey", chunked=chunked)
+    empty = refusal(b"410 Gone", b"", chunked=chunked)
+    with serve([whole[:cut], 0.05, whole[cut:]], [empty], usual(BODY, 1)) as (url, asked):
+        getter, receiver = getter_with(url, 1), Receiver[int]()
+        for n, said in enumerate((b"404 Not Found", b"410 Gone")):
+            assert receiver.start(getter.request(f"{url}/x"), n)
+            answer = answers_of(receiver, 1)[n]
+            assert answer.data is None
+            with pytest.raises(NotFoundError, match=rf"cannot read s3://b/x: .*{said.decode()}"):
+                answer.raise_if_missing("s3://b/x")
+        assert receiver.start(getter.request(f"{url}/x"), 2)
+        assert answers_of(receiver, 1) == {2: Answer(2, BODY, "1")}
+        assert asked == [b"1 /x"] * 3
+        receiver.close()
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [(b"403 Forbidden", b"AccessDenied"), (b"404 Not Found", b"NoSuchBucket")]
+)
+def test_other_refusals_are_to_be_asked_otherwise_and_the_connection_is_kept(
+    status: bytes, code: bytes
+) -> None:
+    refused = refusal(status, XML % code, chunked=False)
+    with serve([refused], usual(BODY, 1)) as (url, asked):
+        getter, receiver = getter_with(url, 1), Receiver[int]()
+        assert receiver.start(getter.request(f"{url}/x"), 0)
+        assert answers_of(receiver, 1) == {0: Answer(0, None)}
+        assert receiver.start(getter.request(f"{url}/x"), 1)
+        assert answers_of(receiver, 1)[1].data == BODY
+        assert asked == [b"1 /x"] * 2
+        receiver.close()
+
+
+HINTS = b"HTTP/1.1 103 Early Hints\r\nLink: </x>; rel=preload\r\n\r\n"
+
+
+@pytest.mark.parametrize("cut", [10, len(HINTS), len(HINTS) + 5, 2 * len(HINTS)])
+def test_informational_answers_are_passed_over(cut: int) -> None:
+    whole = HINTS * 2 + HEAD + BODY
+    with serve([whole[:cut], 0.05, whole[cut:]], usual(BODY, 2)) as (url, asked):
+        getter, receiver = getter_with(url, 1), Receiver[int]()
+        for n in range(2):
+            assert receiver.start(getter.request(f"{url}/x"), n)
+            assert answers_of(receiver, 1)[n].data == BODY
+        assert asked == [b"1 /x"] * 2
+        receiver.close()
 
 
 def test_a_body_that_drips_is_not_a_stall() -> None:
