@@ -63,7 +63,7 @@ def stream_body(
         if end is not None and position != end:
             raise TransientError(f"{url}: the body ended at byte {position} of {end}")
 
-    yield from resumed(patience, open_at, start)
+    yield from resumed(patience, url, open_at, start)
 
 
 def read_body(

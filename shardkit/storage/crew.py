@@ -8,6 +8,8 @@ import time
 import weakref
 from collections.abc import Callable
 
+from shardkit.storage.retry import end_waits_with
+
 __all__ = ["CLOSE_S", "Crew"]
 
 CLOSE_S = 0.4
@@ -19,8 +21,9 @@ class Crew:
     """Up to ``num_threads`` daemon threads, started as work comes.
 
     Threads know only the queue, never who owns the crew, so an owner that is dropped can be
-    collected and close it. When the interpreter ends, crews that are still open are closed while
-    all modules are there: an iterator that was left half-way closes its own only after that.
+    collected and close it; one that waits before it asks a server again ends at once. When the
+    interpreter ends, crews that are still open are closed while all modules are there: an iterator
+    that was left half-way closes its own only after that.
     """
 
     def __init__(self, num_threads: int, name: str) -> None:
@@ -29,12 +32,12 @@ class Crew:
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []  # added to with the lock
-        self._closed = False
-        self._end = weakref.finalize(self, _end, self._work, self._threads, CLOSE_S)
+        self._closed = threading.Event()
+        self._end = weakref.finalize(self, _end, self._closed, self._work, self._threads, CLOSE_S)
 
     def submit(self, job: Callable[[], None]) -> None:
         """Have ``job`` done by some thread; it must not raise. Thread-safe."""
-        if self._closed:
+        if self._closed.is_set():
             return
         if len(self._threads) < self._num_threads:
             self._start_one()
@@ -43,16 +46,19 @@ class Crew:
     def close(self, wait_s: float = CLOSE_S) -> None:
         """Drop work that has not begun, end the threads, wait for them a moment."""
         with self._lock:
-            self._closed = True
+            self._closed.set()
         if self._end.detach():
-            _end(self._work, self._threads, wait_s)
+            _end(self._closed, self._work, self._threads, wait_s)
 
     def _start_one(self) -> None:
         with self._lock:
-            if self._closed or len(self._threads) >= self._num_threads:
+            if self._closed.is_set() or len(self._threads) >= self._num_threads:
                 return
             thread = threading.Thread(
-                target=_work, args=(self._work,), name=f"shardkit-{self._name}", daemon=True
+                target=_work,
+                args=(self._work, self._closed),
+                name=f"shardkit-{self._name}",
+                daemon=True,
             )
             try:
                 thread.start()
@@ -65,10 +71,12 @@ class Crew:
 
 
 def _end(
+    closed: threading.Event,
     work: queue.SimpleQueue[Callable[[], None] | None],
     threads: list[threading.Thread],
     wait_s: float,
 ) -> None:
+    closed.set()
     while True:
         try:
             work.get_nowait()
@@ -83,7 +91,8 @@ def _end(
     threads.clear()
 
 
-def _work(jobs: queue.SimpleQueue[Callable[[], None] | None]) -> None:
+def _work(jobs: queue.SimpleQueue[Callable[[], None] | None], closed: threading.Event) -> None:
+    end_waits_with(closed)
     while (job := jobs.get()) is not None:
         job()
         del job  # an idle thread must keep nothing alive

@@ -194,7 +194,7 @@ class FsspecStore:
             except Exception as error:
                 raise _mapped(verb, url, error) from error
 
-        return retried(self._options.patience, once)
+        return retried(self._options.patience, url, once)
 
     def _file_system(self, url: str) -> Any:
         scheme = url.split("://", 1)[0] if "::" in url else scheme_of(url)

@@ -40,7 +40,7 @@ class HttpStore:
     def stat(self, url: str) -> ObjectInfo:
         """Return what HEAD tells: size, and etag or time of the last change."""
         size, version = retried(
-            self._patience, lambda: self._client.head(self._address("HEAD", url), url)
+            self._patience, url, lambda: self._client.head(self._address("HEAD", url), url)
         )
         return ObjectInfo(url, size, version)
 

@@ -32,7 +32,7 @@ from shardkit.storage.plain_get import PlainGetter, PlainRequest, origin_of
 from shardkit.storage.protocol import Chunk, ObjectInfo
 from shardkit.storage.ranges import fetch_ranges
 from shardkit.storage.regions import region_of
-from shardkit.storage.retry import retried
+from shardkit.storage.retry import Attempts, retried
 from shardkit.storage.urls import scheme_of
 
 __all__ = ["ObstoreStore", "is_usable"]
@@ -204,7 +204,7 @@ class ObstoreStore:
 
     def put(self, url: str, data: bytes) -> None:
         """Write an object with one PUT, or in parts if it is big."""
-        client, key, _ = self._writer(url)
+        client, key, _ = self._reader(url) if len(data) <= PART else self._writer(url)
         self._retried(
             "write",
             url,
@@ -225,7 +225,7 @@ class ObstoreStore:
 
     def list(self, url: str) -> Iterator[ObjectInfo]:
         """Yield all objects below a folder, as the far end lists them: sorted by key."""
-        client, prefix, _ = self._writer(url)
+        client, prefix, _ = self._reader(url)
         base = url[: len(url) - len(prefix)] if prefix else url.rstrip("/") + "/"
         folder = prefix.rstrip("/") or None
         last: str | None = None
@@ -234,27 +234,27 @@ class ObstoreStore:
             return iter(obstore.list(client, folder, offset=last, chunk_size=1000))
 
         stream = open_after()
-        failures = 0
+        attempts = Attempts(self._patience, url)
         while True:
             try:
                 batch = next(stream, None)
             except Exception as error:
                 mapped = self._mapped("list", url, error)
-                failures += 1
-                if not isinstance(mapped, TransientError) or failures > self._patience.max_attempts:
+                if not isinstance(mapped, TransientError):
                     raise mapped from error
+                attempts.failed(mapped)
                 stream = open_after()
                 continue
             if batch is None:
                 return
-            failures = 0
+            attempts.succeeded()
             for meta in batch:
                 last = str(meta["path"])
                 yield _object_info(base + last, meta)
 
     def delete(self, url: str) -> None:
         """Delete one object if it is there."""
-        client, key, _ = self._writer(url)
+        client, key, _ = self._reader(url)
         try:
             self._retried("delete", url, lambda: obstore.delete(client, key))
         except FileNotFoundError:
@@ -386,14 +386,14 @@ class ObstoreStore:
             except Exception as error:
                 raise self._mapped(verb, url, error) from error
 
-        return retried(self._patience, once)
+        return retried(self._patience, url, once)
 
     def _reader(self, url: str) -> tuple[Any, str, str]:
-        """Return a client that does not retry by itself (we resume instead), key and bucket."""
+        """Return a client that does not retry by itself (we do instead), key and bucket."""
         return self._client(url, 0)
 
     def _writer(self, url: str) -> tuple[Any, str, str]:
-        """Return a client that retries each part of an upload, each page of a list by itself."""
+        """Return a client that retries each part of an upload by itself."""
         return self._client(url, self._patience.max_attempts)
 
     def _client(self, url: str, max_retries: int) -> tuple[Any, str, str]:

@@ -1,4 +1,4 @@
-"""Half-open byte ranges: which to fetch together, and how to cut them out again. Pure."""
+"""Half-open byte ranges: which to fetch together, and how to cut them out again."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from shardkit.errors import ConfigError
+from shardkit.storage.retry import end_waits_with, ends_waits_here
 
 __all__ = ["COALESCE_GAP", "MAX_SPAN", "Span", "coalesce", "fetch_ranges"]
 
@@ -77,7 +78,12 @@ def fetch_ranges(
         for span in spans:
             fill(span)
         return found
-    with ThreadPoolExecutor(min(num_threads, len(spans)), "shardkit-ranges") as pool:
+    with ThreadPoolExecutor(
+        min(num_threads, len(spans)),
+        "shardkit-ranges",
+        initializer=end_waits_with,
+        initargs=(ends_waits_here(),),
+    ) as pool:
         for _ in pool.map(fill, spans):
             pass
     return found
