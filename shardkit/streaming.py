@@ -148,7 +148,8 @@ class StreamingDataset(SampleDataset):
             plain = [name for name in index.metadata_columns if not name.startswith("__")]
             check_metadata_names(plain, index.findings.member_names)
         if shuffle == "global":
-            index = index.mapped()
+            index = index.mapped(cache)
+        index.check_near_keys()
         options = RawOptions(
             naming=Naming(by_column=columns_to_load is not None),
             allow_missing=allow_missing,

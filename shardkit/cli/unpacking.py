@@ -71,9 +71,11 @@ def unpack(
     Raises:
         NotFoundError, StoreError: a member can't be read, and ``on_error`` is "raise".
         TransientError: the network failed for good; run it again to go on.
+        IndexDataError: two rows have one key, and would be one file.
     """
     if num_threads < 1:
         raise ConfigError(f"num_threads={num_threads} must be at least 1")
+    index.check_keys()
     out = given_url(out)
     if not is_local(out):
         raise ConfigError(f"can't unpack into {out}: name a folder of this machine")

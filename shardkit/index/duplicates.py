@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from shardkit.errors import IndexDataError
 from shardkit.format.arrays import from_numbers, numbers
+from shardkit.index.columns import to_list
 from shardkit.index.repeats import repeated
 from shardkit.index.scratch import Scratch
 from shardkit.index.sql import Batches, connect
@@ -19,10 +20,13 @@ from shardkit.index.sql import Batches, connect
 if TYPE_CHECKING:
     import duckdb
 
-__all__ = ["KeyBatches", "check_unique", "find_repeated"]
+__all__ = ["UNIQUE_KEYS", "KeyBatches", "check_unique", "find_repeated", "repeats_of"]
 
 KeyBatches = Iterator[tuple[npt.NDArray[np.int64], pa.ChunkedArray]]
 """(row numbers, keys as text), group by group."""
+
+UNIQUE_KEYS = "make keys unique, or name another column (--key, index_col_name=)"
+"""What to do about keys that repeat."""
 
 _SCHEMA = pa.schema([("row", pa.int64()), ("key", pa.string())])
 _FEW_BYTES = 16 << 20  # of keys that are compared in memory: a million take 0.2 s and 200 MB
@@ -51,8 +55,7 @@ def check_unique(
     if found is not None:
         key, *rows = found
         raise IndexDataError(
-            f"the key {key!r} repeats: {where(rows[0])} and {where(rows[1])}; make keys unique, or "
-            "name another column (--key)"
+            f"the key {key!r} repeats: {where(rows[0])} and {where(rows[1])}; {UNIQUE_KEYS}"
         )
 
 
@@ -78,6 +81,15 @@ def find_repeated(
             "ORDER BY min(row) LIMIT 1"
         ).fetchall()
     return (found[0][0], *found[0][1]) if found else None
+
+
+def repeats_of(keys: pa.ChunkedArray) -> dict[int, int]:
+    """Return the places whose key stands earlier, too, with that earlier place; all in memory."""
+    if pc.count_distinct(keys, mode="all").as_py() == len(keys):
+        return {}
+    first: dict[Any, int] = {}
+    places = enumerate(to_list(keys))
+    return {at: known for at, key in places if (known := first.setdefault(key, at)) != at}
 
 
 def _are_few_and_differ(batches: Iterator[pa.RecordBatch]) -> bool:

@@ -2,36 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 from xxhash import xxh3_128_hexdigest
 
-from shardkit.errors import ConfigError, IndexDataError
+from shardkit.errors import ConfigError
 from shardkit.format.arrays import from_numbers
 from shardkit.format.sidecar import KEY
 from shardkit.index.columns import FileColumn, to_list
-from shardkit.index.duplicates import KeyBatches, check_unique
+from shardkit.index.duplicates import UNIQUE_KEYS, KeyBatches, check_unique, repeats_of
 from shardkit.index.findings import Findings
 from shardkit.index.groups import Groups
 from shardkit.index.kept import Kept
-from shardkit.index.mapped import map_groups
+from shardkit.index.mapped import MappedGroups, map_groups
 from shardkit.index.names import folder_of
-from shardkit.index.rows import MemberColumn, Rows
+from shardkit.index.rows import MemberColumn, RowError, Rows
 from shardkit.index.scratch import Scratch
 from shardkit.index.selection import Selection
+from shardkit.index.tar_groups import PackedGroups, TarGroups
+from shardkit.storage.cache import Cache
 
 __all__ = ["Index"]
 
 _KEPT_BYTES = 128 << 20
 """Decoded groups kept per process, so that a shuffled order, which looks at neighbouring groups
 in turn, decodes each once: 30 groups of 65,536 rows of ~64 bytes."""
+_FEW_ROWS = 1 << 17  # whose keys are looked at in 30 ms
 _KEY_DIGITS = 9  # of made keys: a billion rows before they grow longer
+
+
+class _Group(NamedTuple):
+    """A group's columns, and which of its rows repeat the key of an earlier one."""
+
+    table: pa.Table
+    repeats: Mapping[int, int] = {}
 
 
 class Index:
@@ -70,7 +79,7 @@ class Index:
         )
         self._metadata_sources = _metadata_sources(findings)
         self.fingerprint = _fingerprint(groups, findings, selection)
-        self._kept: Kept[pa.Table] = Kept(_KEPT_BYTES, lambda table: int(table.nbytes))
+        self._kept: Kept[_Group] = Kept(_KEPT_BYTES, lambda group: int(group.table.nbytes))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restore, (self.source, self._groups, self.findings, self.selection, self.scratch)
@@ -117,21 +126,26 @@ class Index:
         """Return rows ``[start, stop)`` of a group, counted among those that a filter left.
 
         Raises:
-            IndexDataError: the rows' keys are null or repeat within the group, or a row has two
-                members of one name.
+            RowError: the key of one of these rows is null, or stands earlier in the group, or the
+                row has two members of one name.
         """
         count = int(self.counts[group])
         stop = count if stop is None else stop
         if not 0 <= start <= stop <= count:
             raise ConfigError(f"rows {start} to {stop} of group {group}, which has {count}")
-        table = self._table(group)
-        if self.selection is None:
-            return self._rows(table.slice(start, stop - start), group, range(start, stop))
-        raw = self.selection.rows(group)[start:stop]
-        return self._rows(table.take(from_numbers(raw)), group, raw)
+        if self.selection is not None:
+            return self._picked(group, self.selection.rows(group)[start:stop])
+        read = self._group(group)
+        return self._rows(
+            read._replace(table=read.table.slice(start, stop - start)), group, range(start, stop)
+        )
 
     def take(self, group: int, rows: npt.NDArray[np.int64]) -> Rows:
-        """Return these rows of a group, in this order."""
+        """Return these rows of a group, in this order.
+
+        Raises:
+            RowError: as of ``read``.
+        """
         picked = np.asarray(rows, dtype=np.int64)
         count = int(self.counts[group])
         if len(picked) and not (picked.min() >= 0 and picked.max() < count):
@@ -140,7 +154,7 @@ class Index:
             )
         if self.selection is not None:
             picked = self.selection.rows(group)[picked]
-        return self._rows(self._table(group).take(from_numbers(picked)), group, picked)
+        return self._picked(group, picked)
 
     def batches(self, num_rows: int = 8_192) -> Iterator[Rows]:
         """Yield all rows in order, at most ``num_rows`` at a time."""
@@ -165,15 +179,22 @@ class Index:
     def _described(self) -> str:
         return replace(self.findings, metadata=self.metadata_columns).describe()
 
-    def mapped(self) -> Index:
+    def mapped(self, cache: Cache | None = None) -> Index:
         """Return the same index over a copy of its columns on local disk, mapped into memory.
 
         For orders that jump between groups (``"global"``): a row then costs microseconds instead
-        of a group's decoding. The copy is made once, a group at a time, and kept in scratch.
+        of a group's decoding. The copy is made once a node, a group at a time.
+
+        Args:
+            cache: where it is kept, under its limit and in use as long as the index is; by default
+                it stays in scratch.
+
+        Raises:
+            CacheError: the cache has no room for it.
         """
         if self._groups.in_memory:
             return self
-        groups = map_groups(self._groups, self._columns, self.scratch)
+        groups = map_groups(self._groups, self._columns, cache or self.scratch)
         return _restore(self.source, groups, self.findings, self.selection, self.scratch)
 
     def check_keys(self) -> None:
@@ -184,6 +205,35 @@ class Index:
         """
         if self.findings.key is not None:
             check_unique(self._key_batches, self._where, self.scratch, self.findings.key)
+
+    def check_near_keys(self) -> None:
+        """Look at all keys of a table that is here; those of other groups are seen when read.
+
+        Once a node: that they are well is kept in scratch. Of tars nothing is looked at: in many
+        sets of others, names repeat from tar to tar.
+
+        Raises:
+            IndexDataError: as of ``check_keys``.
+        """
+        if self.findings.key is None or not self._groups.in_memory or self._is_of_tars:
+            return
+        if self.num_rows <= _FEW_ROWS:
+            self.check_keys()
+            return
+
+        def make(path: str) -> None:
+            self.check_keys()
+            with open(path, "x"):
+                pass
+
+        self.scratch.keep(f"{self.fingerprint}.keys", make)
+
+    @property
+    def _is_of_tars(self) -> bool:
+        groups = self._groups
+        if isinstance(groups, MappedGroups):
+            groups = groups.original
+        return isinstance(groups, TarGroups | PackedGroups)
 
     def _key_batches(self) -> KeyBatches:
         """Yield (row numbers, keys as text) per group; filtered rows left out."""
@@ -211,30 +261,31 @@ class Index:
         number = int(self._raw_counts[first:group].sum()) + row
         return f"row {number:,} of {self._groups.file(group) or self.source}"
 
-    def _table(self, group: int) -> pa.Table:
+    def _picked(self, group: int, raw: npt.NDArray[np.int64]) -> Rows:
+        """Rows of a group by their places in it, filtered ones counted."""
+        read = self._group(group)
+        return self._rows(read._replace(table=read.table.take(from_numbers(raw))), group, raw)
+
+    def _group(self, group: int) -> _Group:
         """All needed columns of a whole group, from memory if it was just read."""
-        if self._groups.in_memory:
-            return self._groups.read(group, self._columns)
+        if self._groups.in_memory:  # see check_near_keys
+            return _Group(self._groups.read(group, self._columns))
         return self._kept.get(group, lambda: self._decoded(group))
 
-    def _decoded(self, group: int) -> pa.Table:
+    def _decoded(self, group: int) -> _Group:
         table = self._groups.read(group, self._columns)
-        self._check_group(table, group)
-        return table
+        return _Group(table, self._repeats(table, group))
 
-    def _check_group(self, table: pa.Table, group: int) -> None:
-        key = self.findings.key
-        if key is None or pc.count_distinct(table.column(key), mode="all").as_py() == len(table):
-            return
-        seen: dict[Any, int] = {}
-        for row, value in enumerate(to_list(table.column(key))):
-            if value in seen:
-                raise IndexDataError(
-                    f"the key {value!r} repeats: {self._row_words(group, seen[value])} and "
-                    f"{self._row_words(group, row)}; make keys unique, or name another column "
-                    "(--key)"
-                )
-            seen[value] = row
+    def _repeats(self, table: pa.Table, group: int) -> Mapping[int, int]:
+        """Rows of a group whose key another one has, too, that is earlier and not filtered out."""
+        if self.findings.key is None:
+            return {}
+        keys = table.column(self.findings.key)
+        if self.selection is None:
+            return repeats_of(keys)
+        rows = self.selection.rows(group)
+        found = repeats_of(keys.take(from_numbers(rows)))
+        return {int(rows[at]): int(rows[first]) for at, first in found.items()}
 
     @property
     def _columns(self) -> list[str]:
@@ -245,9 +296,11 @@ class Index:
         names.extend(self._metadata_sources.values())
         return list(dict.fromkeys(names))
 
-    def _rows(
-        self, table: pa.Table, group: int, raw: Sequence[int] | npt.NDArray[np.int64]
-    ) -> Rows:
+    def _rows(self, read: _Group, group: int, raw: Sequence[int] | npt.NDArray[np.int64]) -> Rows:
+        """Rows from a group's table that was cut to those at the places ``raw``."""
+        table = read.table
+        if read.repeats:
+            self._check_repeats(read, group, raw)
         folder = folder_of(self._groups.file(group))
         members = tuple(
             member
@@ -260,6 +313,17 @@ class Index:
             schema=self.metadata_schema,
         )
         return Rows(self._keys(table, group, raw), members, metadata)
+
+    def _check_repeats(
+        self, read: _Group, group: int, raw: Sequence[int] | npt.NDArray[np.int64]
+    ) -> None:
+        for place, row in enumerate(np.asarray(raw).tolist()):
+            if row in read.repeats:
+                key = read.table.column(self.findings.key)[place].as_py()
+                raise RowError(
+                    f"the key {key!r} repeats: {self._row_words(group, read.repeats[row])} and "
+                    f"{self._row_words(group, row)}; {UNIQUE_KEYS}"
+                )
 
     def _members(self, column: FileColumn, table: pa.Table, folder: str) -> list[MemberColumn]:
         return column.members(table, folder)
@@ -275,7 +339,7 @@ class Index:
         keys = to_list(_as_text(table.column(self.findings.key)))
         if None in keys or "" in keys:
             row = keys.index(None) if None in keys else keys.index("")
-            raise IndexDataError(
+            raise RowError(
                 f"the key column {self.findings.key!r} is empty in "
                 f"{self._row_words(group, int(raw[row]))}; fill it, or name another column (--key)"
             )
@@ -298,7 +362,7 @@ class Index:
                 if not name or not member.has(row):
                     continue
                 if name in seen:
-                    raise IndexDataError(
+                    raise RowError(
                         f"{seen[name].name!r} and {member.name!r} both are {name} in "
                         f"{self._row_words(group, int(raw[row]))}, and the first rows did not show "
                         f"it: name them apart (--files {seen[name].name}=… {member.name}=…)"

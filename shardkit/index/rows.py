@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-__all__ = ["MemberColumn", "Rows", "member_name"]
+from shardkit.errors import IndexDataError
+
+__all__ = ["MemberColumn", "RowError", "Rows", "member_name"]
 
 _NOT_A_NAME = re.compile(r"[^a-z0-9_.\-]+")
 
@@ -27,6 +29,10 @@ def member_name(column: str, ext: str, *, qualified: bool) -> str:
     if not qualified:
         return ext
     return f"{_NOT_A_NAME.sub('_', column.lower())}.{ext}"
+
+
+class RowError(IndexDataError):
+    """One row is at fault; the others of its group can be had."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,9 +107,9 @@ def write_arrow(
     return counts, str(hasher.hexdigest())
 
 
-def write_arrow_groups(path: str, schema: pa.Schema, tables: Tables) -> None:
+def write_arrow_groups(out: str | pa.NativeFile, schema: pa.Schema, tables: Tables) -> None:
     """Write each table as one record batch."""
-    with pa.ipc.new_file(path, schema) as file:
+    with pa.ipc.new_file(out, schema) as file:
         for table in tables:
             whole = table.replace_schema_metadata(None).cast(schema).combine_chunks()
             file.write_batch((whole.to_batches() or schema.empty_table().to_batches())[0])

@@ -21,7 +21,7 @@ from shardkit.index.columns import to_list
 from shardkit.index.gather import gather_rows
 from shardkit.index.index import Index
 from shardkit.index.names import last_ext
-from shardkit.index.rows import MemberColumn, Rows, member_name
+from shardkit.index.rows import MemberColumn, RowError, Rows, member_name
 from shardkit.samples.lookahead import Slot
 from shardkit.samples.source import Sample
 from shardkit.storage.requests import Request
@@ -179,11 +179,12 @@ class RowReader:
     def _read(
         self, groups: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]
     ) -> Iterator[Rows | Exception]:
-        """The rows; where a group is at fault, one by one, so that the others keep their turn."""
+        """The rows; where one or a group is at fault, one by one: the others keep their turn."""
         try:
             yield gather_rows(self._index, groups, rows)
         except ShardkitError as error:
-            if len(rows) == 1 or (groups[0] == groups).all():
+            is_all = (groups[0] == groups).all() and not isinstance(error, RowError)
+            if is_all or len(rows) == 1:
                 yield from [error] * len(rows)
                 return
         else:
@@ -195,6 +196,8 @@ class RowReader:
                 continue
             try:
                 yield self._index.take(group, np.array([row]))
+            except RowError as error:
+                yield error
             except ShardkitError as error:
                 bad[group] = error
                 yield error

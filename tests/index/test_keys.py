@@ -49,13 +49,50 @@ def test_a_key_that_repeats_in_another_file_names_both_files(tmp_path: Path) -> 
 
 
 def test_a_key_that_repeats_within_a_group_raises_as_the_group_is_read(tmp_path: Path) -> None:
-    """The lazy check: nobody has to look at all rows first."""
+    """The lazy check: nobody has to look at all rows first. The later row is at fault, no other."""
     keys = [f"k{i}" for i in range(6_000)]
     keys[5_999] = "k3"
     pq.write_table(pa.table({"id": keys}), tmp_path / "i.parquet")
     index = open_index(tmp_path / "i.parquet", files=[], scratch=str(tmp_path / "s"))
-    with pytest.raises(IndexDataError, match=r"'k3' repeats: row 3 .* and row 5,999"):
-        index.read(0, 0, 10)
+    for read in (
+        lambda: index.read(0),
+        lambda: index.read(0, 5_990),
+        lambda: index.take(0, np.array([7, 5_999, 8])),
+    ):
+        with pytest.raises(IndexDataError, match=r"'k3' repeats: row 3 .* and row 5,999"):
+            read()
+    assert index.read(0, 0, 5_999).keys == keys[:-1]
+
+
+def test_a_key_that_repeats_in_filtered_rows_does_not_matter(tmp_path: Path) -> None:
+    table = pa.table({"id": ["a", "b", "a", "b"], "split": ["x", "x", "y", "z"]})
+    pq.write_table(table, tmp_path / "i.parquet")
+    index = open_index(
+        tmp_path / "i.parquet", key="id", files=[], where="split != 'x'", scratch=str(tmp_path)
+    )
+    assert index.read(0).keys == ["a", "b"]
+    again = open_index(
+        tmp_path / "i.parquet", key="id", files=[], where="split != 'z'", scratch=str(tmp_path)
+    )
+    assert again.read(0, 0, 2).keys == ["a", "b"]
+    with pytest.raises(IndexDataError, match=r"'a' repeats: row 0 of .* and row 2 of"):
+        again.read(0)
+
+
+@pytest.mark.parametrize("num_rows", [10, 200_000])
+def test_a_table_that_is_here_is_looked_at_whole_and_once(tmp_path: Path, num_rows: int) -> None:
+    keys = [f"k{i}" for i in range(num_rows)]
+    scratch = tmp_path / "s"
+    well = open_index(pa.table({"id": keys}), files=[], scratch=str(scratch))
+    well.check_near_keys()
+    well.check_near_keys()
+    noted = [path.name for path in scratch.glob("*.keys")] if scratch.exists() else []
+    assert noted == ([f"{well.fingerprint}.keys"] if num_rows > 10 else [])
+    keys[-1] = "k1"
+    index = open_index(pa.table({"id": keys}), key="id", files=[], scratch=str(scratch))
+    for _ in range(2):
+        with pytest.raises(IndexDataError, match=rf"'k1' repeats: row 1 .* row {num_rows - 1:,} "):
+            index.check_near_keys()
 
 
 @pytest.mark.parametrize("missing", [None, ""])

@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from shardkit import DataLoader, StreamingDataset
-from shardkit.errors import ConfigError, NotFoundError
+from shardkit.errors import CacheError, ConfigError, NotFoundError
 from shardkit.index import open_index
 from shardkit.storage.cache import Cache
 from tests.index.test_lazy import bytes_asked, column_bytes, wide_table
@@ -205,15 +205,47 @@ def test_an_epoch_reads_the_projected_bytes_once(tmp_path: Path, shuffle: Any) -
         assert bytes_asked(s3) - opening <= 1.2 * projected
 
 
-def test_global_reads_a_mapped_copy(tmp_path: Path) -> None:
+def test_global_reads_a_copy_that_is_kept_in_the_cache(tmp_path: Path) -> None:
     path = tmp_path / "i.parquet"
-    pq.write_table(wide_table(20_000), path, row_group_size=1_000)
+    pq.write_table(wide_table(60_000), path, row_group_size=1_000)
     index = open_index(str(path), files=[], scratch=str(tmp_path / "s"))
-    dataset = StreamingDataset(index, shuffle="global")
-    assert list((tmp_path / "s").glob("*.mapped"))
+    dst = str(tmp_path / "dst")
+    dataset = StreamingDataset(index, dst, shuffle="global", cache_limit="40mb")
     keys = [int(sample["__key__"]) for sample in dataset]
-    assert sorted(keys) == list(range(20_000))
-    assert np.abs(np.diff(keys)).mean() > 5_000
+    assert sorted(keys) == list(range(60_000))
+    assert np.abs(np.diff(keys)).mean() > 15_000
+    assert not list((tmp_path / "s").glob("*.mapped"))
+    with Cache(dst, "40mb") as cache:
+        (entry,) = cache.entries()
+        assert 1 << 20 < entry.size < 40_000_000
+        cache.clear()
+        assert cache.entries() == [entry]  # in use, so it stays
+        samples = [pickle.loads(pickle.dumps(dataset))[17], dataset[17]]
+        assert samples[0] == samples[1]
+        assert cache.entries() == [entry]
+        del dataset
+        gc.collect()
+        cache.clear()
+        assert cache.entries() == []
+        assert cache.check() == []
+
+
+def test_a_copy_for_global_that_does_not_fit_is_an_error_and_a_small_one_takes_no_room(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "i.parquet"
+    pq.write_table(wide_table(60_000), path, row_group_size=10_000)
+    with pytest.raises(CacheError, match=r"the copy of .*i\.parquet for shuffle='global'.*raise"):
+        StreamingDataset(
+            path, str(tmp_path / "dst"), columns_to_load=[], shuffle="global", cache_limit="1mb"
+        )
+    pq.write_table(wide_table(1_000), path)
+    small = StreamingDataset(
+        path, str(tmp_path / "dst"), columns_to_load=[], shuffle="global", cache_limit="10kb"
+    )
+    assert len({sample["__key__"] for sample in pickle.loads(pickle.dumps(small))}) == 1_000
+    with Cache(str(tmp_path / "dst"), "10kb") as cache:
+        assert cache.entries() == []
 
 
 HUGE = r"""
