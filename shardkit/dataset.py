@@ -414,7 +414,8 @@ class ShardDataset(SampleDataset):
         weights: a numeric column, or a function from a table of metadata to a number a row: 0.5
             keeps half of such samples, 2 repeats each. Chosen by ``seed``, once for all epochs.
         on_error: "raise", "skip" (leave the sample out and count it), or "replace" (under
-            ``shardkit.DataLoader``: a good sample of the same batch in its place, marked).
+            ``shardkit.DataLoader``: a good sample of the same batch in its place, marked; as "skip"
+            in a bare ``for`` and under torch's DataLoader).
         max_failures: end the run when more than so many samples have failed.
         verify: "once" proves every member by its checksum when it is first read, "always" every
             time, "never" not at all.

@@ -19,8 +19,9 @@ from shardkit.loader.pinned import pinner
 from shardkit.loader.pipeline import Pipeline
 from shardkit.loader.plan import DatasetPlan, Place, Plan
 from shardkit.loader.processes import ProcessWorkers
+from shardkit.loader.stand_ins import StandIns
 from shardkit.loader.stats import LoaderStats, counts_of, sum_counts
-from shardkit.loader.work import BatchMaker, Collate
+from shardkit.loader.work import BatchMaker, Collate, Made, nothing_left
 from shardkit.loader.workers import InlineWorkers, ThreadWorkers, Workers
 from shardkit.order.split import Remainder
 
@@ -62,8 +63,12 @@ class DataLoader:
             is torch's own default.
 
     Iterating it is one epoch; the next iteration is the next epoch. Batches have ``__pad__`` (or
-    ``__replaced__``) entries only where one of their samples is one. A batch with nothing left in
-    it raises.
+    ``__replaced__``) entries only where one of their samples is one.
+
+    A batch of which nothing is left, since all its samples failed (``on_error`` of the data set)
+    or the transforms dropped them, is left out where there is one rank. Several ranks need equal
+    numbers of batches: there the next good sample stands in for it, marked ``__replaced__``, for
+    every sample with "replace", else once.
 
     Raises:
         ConfigError: an argument is wrong.
@@ -131,6 +136,8 @@ class DataLoader:
     def __len__(self) -> int:
         """Batches of an epoch; the same on every rank, but for "keep".
 
+        Those that one rank leaves out, since nothing is left of them, are among them.
+
         Of a mixture: of its first epoch; later ones can differ by a turn.
 
         Raises:
@@ -145,7 +152,8 @@ class DataLoader:
         """Yield the batches of the next epoch (or of the rest of a restored one).
 
         Raises:
-            ShardkitError: another iteration of this loader has begun, or it was closed.
+            ShardkitError: another iteration of this loader has begun, or it was closed; or nothing
+                is left of a whole epoch.
         """
         plan = self._plan()
         progress = self.dataset.begin_epoch()
@@ -165,15 +173,13 @@ class DataLoader:
                     "another one; a loader has one iteration at a time"
                 )
             try:
-                taken = pipeline.take()
+                taken = self._take(pipeline, plan, progress)
                 if taken is None:
                     progress.place = plan.end(progress.place)
                     if not self.persistent_workers:
                         self.close()
                     return
                 made, place = taken
-                for feed, failed in made.failures:
-                    plan.failures[feed].note(failed)
             except BaseException:
                 self.close()
                 raise
@@ -246,6 +252,29 @@ class DataLoader:
     ) -> None:
         self.close()
 
+    def _take(self, pipeline: Pipeline, plan: Plan, progress: Any) -> tuple[Made, Place] | None:
+        """The next batch of which something is left, and the place behind it.
+
+        The progress moves past batches of which nothing is left. None at the end of the epoch.
+
+        Raises:
+            Exception: what making a batch raised.
+            ShardkitError: too many failures, or nothing is left of a whole epoch.
+        """
+        start, first = progress.place, None
+        while (taken := pipeline.take()) is not None:
+            made, place = taken
+            for feed, failed in made.failures:
+                plan.failures[feed].note(failed)
+                first = first or failed
+            if made.num_samples:
+                break
+            progress.place = place
+            self._stats.note_left_out(made)
+            if plan.spans_epoch(start, place):
+                raise nothing_left(plan.feeds, first)
+        return taken
+
     @property
     def _pins_in_workers(self) -> bool:
         return self.workers == "threads" and self.num_workers > 0
@@ -279,6 +308,7 @@ class DataLoader:
             self.collate_fn,
             finish=pinner() if self.pin_memory and self._pins_in_workers else None,
             seeds_globals=in_processes,
+            stand_ins=StandIns() if self.dataset.world.world_size > 1 else None,
         )
         if self.num_workers == 0:
             return InlineWorkers(maker)

@@ -94,7 +94,7 @@ class MixPlan:
                 name,
                 stream.dataset.stream,
                 stream.dataset.on_error,
-                stream.dataset.options.seed,
+                stream.dataset.options,
                 stream.collate_fn,
             )
             for name, stream in streams.items()
@@ -149,6 +149,21 @@ class MixPlan:
         for batch in self.order.iterate(place, _orders(self._datasets)):
             if batch.parts:
                 yield self._job(batch), batch.state
+
+    def spans_epoch(self, start: MixState, stop: MixState) -> bool:
+        """See ``Plan``."""
+        if not any(stream.given for stream in start.streams) and not self.order.has_batches(stop):
+            return True
+        passed = (
+            (behind.epoch - before.epoch) * stream.num_samples + behind.position - before.position
+            for stream, before, behind in zip(
+                self.order.streams, start.streams, stop.streams, strict=True
+            )
+        )
+        return all(
+            num_passed >= 2 * stream.num_samples  # less may be parts of two epochs
+            for stream, num_passed in zip(self.order.streams, passed, strict=True)
+        )
 
     def end(self, place: MixState) -> MixState:
         """See ``Plan``: behind the last batches too, which may hold nothing for this rank."""

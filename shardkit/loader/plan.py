@@ -39,12 +39,6 @@ class Job:
     interleave: Int64Array | None = None
     marks: Mapping[str, Any] = field(default_factory=dict)
 
-    def __str__(self) -> str:
-        return ", ".join(
-            f"positions {part.positions[0]:,} to {part.positions[-1]:,} of epoch {part.epoch}"
-            for part in self.parts
-        )
-
 
 class Plan(Protocol):
     """The batches of one rank. Deterministic."""
@@ -76,6 +70,13 @@ class Plan(Protocol):
         """Yield each batch to the end of the epoch, and the place when it has been consumed."""
         ...
 
+    def spans_epoch(self, start: Place, stop: Place) -> bool:
+        """Whether the batches from one place to another, perhaps, are all that there are.
+
+        Those of an epoch; or, where it never ends, every sample of each feed.
+        """
+        ...
+
     def end(self, place: Place) -> Place:
         """Return the place at the end of the epoch whose last batch led to ``place``."""
         ...
@@ -100,7 +101,7 @@ class DatasetPlan:
         self, dataset: SampleDataset, global_batch_size: int, remainder: Remainder
     ) -> None:
         world, options = dataset.world, dataset.options
-        self.feeds = (Feed("", dataset.stream, dataset.on_error, options.seed),)
+        self.feeds = (Feed("", dataset.stream, dataset.on_error, options),)
         self.failures = (dataset.failures,)
         self.num_lanes = (options.num_lanes,)
         self._dataset = dataset
@@ -131,6 +132,10 @@ class DatasetPlan:
             if len(batch.ids):
                 part = MixPart(0, epoch, batch.positions, batch.ids, batch.is_pad)
                 yield Job((part,)), (epoch, batch.stop)
+
+    def spans_epoch(self, start: tuple[int, int], stop: tuple[int, int]) -> bool:
+        """See ``Plan``."""
+        return start[1] == 0 and stop[1] == self._dataset.num_samples
 
     def end(self, place: tuple[int, int]) -> tuple[int, int]:
         """See ``Plan``."""

@@ -83,6 +83,10 @@ class LoaderStats:
         self.num_samples += made.num_samples
         self.stages.add(made.times)
 
+    def note_left_out(self, made: Made) -> None:
+        """Add a batch of which nothing was left: it took time, and the consumer does not get it."""
+        self.stages.add(made.times)
+
     @property
     def bottleneck(self) -> str:
         """Which stage to look at: "consumer" if it rarely waits, else where workers spend most.

@@ -6,13 +6,15 @@ import pickle
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from shardkit.errors import ShardkitError
+from shardkit.loader.stand_ins import StandIns
+from shardkit.order.epoch import ShuffleOptions
 from shardkit.order.mix import MixPart
 from shardkit.samples.failures import Failed, OnError, with_place
 from shardkit.samples.source import Sample
@@ -21,7 +23,15 @@ from shardkit.samples.stream import Outcome, SampleStream, StageTimes, num_bytes
 if TYPE_CHECKING:
     from shardkit.loader.plan import Job
 
-__all__ = ["BatchMaker", "Cancelled", "Collate", "Feed", "Made", "keep_memory"]
+__all__ = [
+    "BatchMaker",
+    "Cancelled",
+    "Collate",
+    "Feed",
+    "Made",
+    "keep_memory",
+    "nothing_left",
+]
 
 _LARGEST_BLOCK = (32 << 20) - (8 << 10)
 """DEFAULT_MMAP_THRESHOLD_MAX of glibc, less what it needs for itself; see mallopt(3)."""
@@ -41,14 +51,14 @@ class Feed:
         name: of a stream of a mixture, "" otherwise.
         stream: its samples.
         on_error: what becomes of samples that fail.
-        seed: of the samples' own seeds.
+        options: of its order; their seed is that of the samples' own seeds.
         collate: of batches of this stream alone; None: as the others.
     """
 
     name: str
     stream: SampleStream
     on_error: OnError
-    seed: int
+    options: ShuffleOptions
     collate: Collate | None = None
 
 
@@ -57,8 +67,8 @@ class Made:
     """A batch, and what is to be told of it.
 
     Attributes:
-        value: what ``collate`` gave.
-        num_samples: in it, pads included.
+        value: what ``collate`` gave; None where nothing is left of the batch.
+        num_samples: in it, pads included; 0 where nothing is left.
         failures: by number of the feed, of slots that were skipped or replaced.
         times: seconds per stage, spent in the worker.
     """
@@ -88,12 +98,15 @@ class BatchMaker:
         finish: done to each batch last, where it was made.
         seeds_globals: seed random, numpy and torch from each sample's own seed: right only in a
             process.
+        stand_ins: for batches in which nothing is left: other ranks wait for as many batches as
+            they have. None: they are left out, nobody waits for them.
     """
 
     feeds: tuple[Feed, ...]
     collate: Collate
     finish: Callable[[Any], Any] | None = None
     seeds_globals: bool = False
+    stand_ins: StandIns | None = None
 
     def __call__(self, job: Job, is_cancelled: Callable[[], bool] = lambda: False) -> Made:
         """Read, decode, transform and collate the samples of a batch.
@@ -101,7 +114,7 @@ class BatchMaker:
         Raises:
             Exception: of the first sample that failed (``on_error="raise"``), of ``collate``, or
                 of the network.
-            ShardkitError: nothing is left of the batch.
+            ShardkitError: nothing is left of the batch, and nothing can stand in for it.
             Cancelled: ``is_cancelled`` said so between two samples.
         """
         times = StageTimes()
@@ -110,17 +123,16 @@ class BatchMaker:
             samples = self._read(job.parts[0], times, is_cancelled)
         else:
             slots = self._slots(job, times, is_cancelled)
-            samples = list(self._samples(slots))
             failures = [
                 (slot.feed, slot.outcome) for slot in slots if isinstance(slot.outcome, Failed)
             ]
+            samples = list(self._samples(slots, self._replacements(slots)))
+            if not samples and self.stand_ins is not None:
+                first = failures[0][1] if failures else None
+                found = self._stand_in(self.stand_ins, job, first, times, is_cancelled)
+                samples = list(self._samples(slots, self._filled(slots, found)))
         if not samples:
-            num_slots = sum(len(part.ids) for part in job.parts)
-            raise ShardkitError(
-                f"nothing is left of the batch of {job}: {len(failures)} of its {num_slots} "
-                "samples failed, the transforms dropped the others"
-                + (f"; the first failure: {failures[0][1]}" if failures else "")
-            )
+            return Made(None, 0, failures, times)
         began = time.perf_counter()
         value = (self.feeds[job.parts[0].stream].collate or self.collate)(samples)
         if isinstance(value, dict):
@@ -188,50 +200,55 @@ class BatchMaker:
         Raises:
             Exception: as the call says.
         """
-        feed = self.feeds[part.stream]
+        is_fatal = self.feeds[part.stream].on_error == "raise"
         outcomes: list[Outcome] = []
+        for outcome in self._look(part, times, is_cancelled):
+            if is_fatal and isinstance(outcome, Failed):
+                raise with_place(outcome)
+            outcomes.append(outcome)
+        return outcomes
+
+    def _look(
+        self, part: MixPart, times: StageTimes, is_cancelled: Callable[[], bool]
+    ) -> Iterator[Outcome]:
+        """What the slots of a part yield, in order, failures as values."""
+        feed = self.feeds[part.stream]
         for outcome in feed.stream.outcomes(
             part.ids,
             part.positions,
-            seed=feed.seed,
+            seed=feed.options.seed,
             epoch=part.epoch,
             times=times,
             before=seed_global_generators if self.seeds_globals else None,
         ):
             if is_cancelled():
                 raise Cancelled
-            if isinstance(outcome, Failed) and feed.on_error == "raise":
-                raise with_place(outcome)
-            outcomes.append(outcome)
-        return outcomes
+            yield outcome
 
-    def _samples(self, slots: Sequence[_Slot]) -> Iterator[Sample]:
+    def _samples(
+        self, slots: Sequence[_Slot], replacements: Mapping[int, _Slot]
+    ) -> Iterator[Sample]:
         """The samples of the slots; pads and replacements are marked where there are any."""
         marks_pads = any(slot.is_pad for slot in slots)
-        replacements = self._replacements(slots)
         for place, slot in enumerate(slots):
             marks: dict[str, Any] = {}
-            name = self.feeds[slot.feed].name
+            shown = replacements.get(place, slot)
+            name = self.feeds[shown.feed].name
             if name:
                 marks["__stream__"] = name
             if marks_pads:
                 marks["__pad__"] = slot.is_pad
             if replacements:
                 marks["__replaced__"] = place in replacements
-            outcome = replacements.get(place, slot.outcome)
-            for sample in [] if isinstance(outcome, Failed) else outcome:
+            for sample in [] if isinstance(shown.outcome, Failed) else shown.outcome:
                 yield {**sample, **marks} if marks else sample
 
-    def _replacements(self, slots: Sequence[_Slot]) -> Mapping[int, Outcome]:
+    def _replacements(self, slots: Sequence[_Slot]) -> Mapping[int, _Slot]:
         """For failed slots that are to be replaced: the nearest good one, of the same feed if any.
 
         Empty where no slot of the batch is good.
         """
-        failed = [
-            place
-            for place, slot in enumerate(slots)
-            if isinstance(slot.outcome, Failed) and self.feeds[slot.feed].on_error == "replace"
-        ]
+        failed = self._to_replace(slots)
         good = [place for place, slot in enumerate(slots) if _is_good(slot.outcome)] * bool(failed)
         if not good:
             return {}
@@ -239,8 +256,59 @@ class BatchMaker:
         for place in failed:
             feed = slots[place].feed
             nearest = min(good, key=lambda at: (slots[at].feed != feed, abs(at - place), at))
-            found[place] = slots[nearest].outcome
+            found[place] = slots[nearest]
         return found
+
+    def _stand_in(
+        self,
+        stand_ins: StandIns,
+        job: Job,
+        failed: Failed | None,
+        times: StageTimes,
+        is_cancelled: Callable[[], bool],
+    ) -> _Slot:
+        """What stands in for a batch of which nothing is left: a good slot near one of its parts.
+
+        What fails as it is looked for is not counted: its own batch does that. ``failed`` is the
+        first failure of this one, if it has any.
+
+        Raises:
+            ShardkitError: the epochs of all parts have none.
+        """
+        for part in job.parts:
+            outcome = stand_ins.nearest(
+                part, self.feeds[part.stream], lambda near: self._look(near, times, is_cancelled)
+            )
+            if _is_good(outcome):
+                return _Slot(part.stream, outcome, is_pad=False)
+            failed = failed or (outcome if isinstance(outcome, Failed) else None)
+        raise nothing_left([self.feeds[part.stream] for part in job.parts], failed)
+
+    def _filled(self, slots: Sequence[_Slot], stand_in: _Slot) -> Mapping[int, _Slot]:
+        """The stand-in for each slot that is to be replaced, at least for one."""
+        return dict.fromkeys(self._to_replace(slots) or [0], stand_in)
+
+    def _to_replace(self, slots: Sequence[_Slot]) -> list[int]:
+        return [
+            place
+            for place, slot in enumerate(slots)
+            if isinstance(slot.outcome, Failed) and self.feeds[slot.feed].on_error == "replace"
+        ]
+
+
+def nothing_left(feeds: Iterable[Feed], failed: Failed | None) -> ShardkitError:
+    """The error of an epoch of which no sample can be had; ``failed`` is one of them, if any is."""
+    urls = ", ".join(dict.fromkeys(feed.stream.source.url for feed in feeds))
+    error = ShardkitError(
+        f"nothing is left of a whole epoch of {urls}: "
+        + (
+            f"every sample failed or was dropped by the transforms; the first failure: {failed}"
+            if failed
+            else "the transforms dropped every sample; look at what they drop"
+        )
+    )
+    error.__cause__ = None if failed is None else failed.error
+    return error
 
 
 def keep_memory() -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, overload
 
 from shardkit.errors import (
     CacheError,
@@ -54,8 +55,14 @@ def with_place(failed: Failed) -> Exception:
 class Failures:
     """Counts and lists the failures of one rank; outside the state. Thread-safe.
 
+    Iterating, indexing and ``len`` are those of ``listed``; ``count`` goes on where that ends.
+
     Args:
         max_failures: how many a run may have; None is any number.
+
+    Attributes:
+        count: how many there were.
+        listed: the first 1,000 of them, in the order in which they were met.
     """
 
     def __init__(self, max_failures: int | None) -> None:
@@ -68,6 +75,21 @@ class Failures:
 
     def __repr__(self) -> str:
         return f"<Failures: {self.count:,}, max_failures={self.max_failures}>"
+
+    def __len__(self) -> int:
+        return len(self.listed)
+
+    def __iter__(self) -> Iterator[Failed]:
+        return iter(self.listed)
+
+    @overload
+    def __getitem__(self, index: int) -> Failed: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Failed]: ...
+
+    def __getitem__(self, index: int | slice) -> Failed | list[Failed]:
+        return self.listed[index]
 
     def note(self, failed: Failed) -> None:
         """Count a failure.

@@ -30,12 +30,19 @@ def train_too_early(environment: dict[str, str], url: str) -> None:
     dist.destroy_process_group()
 
 
-def train(environment: dict[str, str], url: str, options: Any, limit: int, out: str) -> None:
+def train(
+    environment: dict[str, str],
+    url: str,
+    options: Any,
+    limit: int,
+    out: str,
+    on_error: Any = "raise",
+) -> None:
     """Train up to ``limit`` batches from the state in ``out``; write there what came, and where."""
     os.environ.update(environment)
     dist.init_process_group("gloo")
     rank, world_size = dist.get_rank(), dist.get_world_size()
-    dataset = ShardDataset(url, decode=None, members=["cls"])
+    dataset = ShardDataset(url, decode=None, members=["cls"], on_error=on_error)
     assert (dataset.world.rank, dataset.world.world_size) == (rank, world_size)
     state = f"{out}/state.pt"
     batches: list[list[str]] = []
@@ -46,9 +53,10 @@ def train(environment: dict[str, str], url: str, options: Any, limit: int, out: 
             total = torch.ones(1)
             dist.all_reduce(total)  # hangs if ranks differ in their number of batches
             assert int(total) == world_size
-            pads = batch.get("__pad__", [False] * len(batch["__key__"]))
-            keys = zip(batch["__key__"], pads, strict=True)
-            batches.append([key for key, is_pad in keys if not is_pad])
+            none = [False] * len(batch["__key__"])
+            marks = (batch.get("__pad__", none), batch.get("__replaced__", none))
+            keys = zip(batch["__key__"], *marks, strict=True)
+            batches.append([key for key, *marked in keys if not any(marked)])
             with open(f"{out}/rank-{rank}.json.part", "w", encoding="ascii") as file:
                 json.dump(batches, file)
             os.replace(f"{out}/rank-{rank}.json.part", f"{out}/rank-{rank}.json")

@@ -6,6 +6,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import time
@@ -76,6 +77,20 @@ def test_every_sample_once_with_equal_counts_and_no_hang(
     batches = batches_of(tmp_path, world_size)
     assert len(batches) == -(-NUM_SAMPLES // GLOBAL_BATCH_SIZE)
     assert Counter(itertools.chain(*batches)) == Counter(packed.keys)
+
+
+def test_no_rank_waits_for_another_whose_whole_batches_are_lost(
+    packed: Packed, tmp_path: Path
+) -> None:
+    folder, lost = tmp_path / "photos", range(21, 84)
+    shutil.copytree(packed.url, folder)
+    for shard in range(3, 12):
+        (folder / f"shard-{shard:06d}.tar").unlink()
+    end(start_ranks(3, train, str(folder), THREADS, -1, str(tmp_path), "replace"))
+    batches = batches_of(tmp_path, 3)
+    assert len(batches) == -(-NUM_SAMPLES // GLOBAL_BATCH_SIZE)
+    good = [key for number, key in enumerate(packed.keys) if number not in lost]
+    assert Counter(itertools.chain(*batches)) == Counter(good)
 
 
 def test_a_data_set_of_before_the_process_group_is_refused(packed: Packed) -> None:
