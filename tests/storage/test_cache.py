@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +18,15 @@ from shardkit.errors import CacheError, ConfigError, CorruptError
 from shardkit.storage.cache import Cache, CachedObject, Sink
 from shardkit.storage.filesystems import filesystem_of, is_network_path
 from shardkit.storage.policies import POLICIES
-from tests.storage.disk import BLOCK, damage, disk_bytes, entry_files, packed_bytes, segments
+from tests.storage.disk import (
+    BLOCK,
+    OURS,
+    damage,
+    disk_bytes,
+    entry_files,
+    packed_bytes,
+    segments,
+)
 
 
 def filler(data: bytes) -> Callable[[Sink], None]:
@@ -111,6 +123,87 @@ class TestTheLimit:
                     assert entry.size == 3000
                 assert disk_bytes(folder) <= 20_000
             assert len(cache.entries()) == 6
+
+
+class TestTheDisk:
+    """What ``du`` shows of objects that end in the middle of a block, sampled from outside."""
+
+    @pytest.mark.parametrize(("limit", "size"), [(10_000, 1_000), (8_000_000, 1_000)])
+    def test_two_processes_take_no_more_than_limit_and_allowance(
+        self, folder: str, limit: int, size: int
+    ) -> None:
+        allowance, behind = 4 << 20, 200 * 2 * BLOCK
+        count = 2 * limit // size
+        both = [
+            subprocess.Popen(
+                [sys.executable, "-c", FILL, folder, *map(str, (limit, size, count, i))]
+            )
+            for i in range(2)
+        ]
+        most = 0
+        try:
+            while any(each.poll() is None for each in both):
+                time.sleep(0.02)
+                with stopped(both):  # else what moves meanwhile is counted twice
+                    most = max(most, blocks_of(folder))
+        finally:
+            for each in both:
+                each.kill()
+                each.wait()
+        assert [each.returncode for each in both] == [0, 0]
+        assert most <= limit + allowance + behind
+        assert blocks_of(folder) <= limit + allowance
+        with Cache(folder, limit) as cache:
+            held = [entry.size for entry in cache.entries()]
+        most_counted = (limit + allowance) // (size + BLOCK)
+        assert sum(held) <= limit
+        assert len(held) >= 0.95 * min(limit // size, most_counted)
+
+    def test_ten_small_objects_fit_where_ten_blocks_would_not(self, folder: str) -> None:
+        with Cache(folder, 10_000) as cache:
+            for i in range(40):
+                cache.get(f"k{i}", lambda: b"x" * 1000)
+            assert len(cache.entries()) == 10
+
+    def test_segments_under_a_small_limit_are_short(self, folder: str) -> None:
+        with Cache(folder, 100 * BLOCK) as cache:
+            for i in range(2000):
+                cache.get(f"k{i}", lambda: b"x" * BLOCK)
+            lengths = [path.stat().st_size for path in segments(folder)]
+        assert max(lengths) <= 1 << 20
+        assert len(lengths) <= 3
+
+
+FILL = """
+import sys
+from shardkit.storage.cache import Cache
+limit, size, count, own = map(int, sys.argv[2:])
+with Cache(sys.argv[1], limit) as cache:
+    for i in range(count):
+        cache.get(f"{own}-{i}", lambda: bytes([1 + i % 250]) * size)
+"""
+
+
+@contextlib.contextmanager
+def stopped(processes: list[subprocess.Popen[bytes]]) -> Iterator[None]:
+    """Let children that have not ended do nothing meanwhile."""
+    for each in processes:
+        each.send_signal(signal.SIGSTOP)
+    for each in processes:
+        if each.returncode is None:
+            os.waitid(os.P_PID, each.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+    yield
+    for each in processes:
+        each.send_signal(signal.SIGCONT)
+
+
+def blocks_of(folder: str) -> int:
+    """Bytes that entries and temporaries take on the disk, as ``du`` counts."""
+    root, found = Path(folder) / OURS, 0
+    for path in (*root.glob("segments/*"), *root.glob("entries/*/*"), *root.glob("asides/*/*")):
+        with contextlib.suppress(FileNotFoundError):
+            found += path.stat().st_blocks * 512
+    return found
 
 
 class TestPins:
