@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from shardkit.storage.cache import Cache
+from tests.storage.disk import open_in
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -22,21 +23,16 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def num_descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
-
-
 def leases(folder: Path) -> list[str]:
     return os.listdir(folder / "shardkit-cache-2" / "leases")
 
 
 def test_its_descriptors_are_free_its_entries_recorded_its_lease_is_over(tmp_path: Path) -> None:
-    before = num_descriptors()
     for number in range(20):
         cache = Cache(str(tmp_path))
         assert cache.get(f"k{number}", lambda: b"x" * 5_000)
         del cache
-    until(lambda: num_descriptors() == before)
+    until(lambda: open_in(tmp_path) == [])
     assert leases(tmp_path) == []
     with Cache(str(tmp_path)) as cache:
         assert sorted(entry.key for entry in cache.entries()) == sorted(f"k{n}" for n in range(20))
@@ -49,10 +45,13 @@ def test_one_that_was_closed_is_not_closed_again(tmp_path: Path) -> None:
     cache.close()
     cache.get("b", lambda: b"x")
     cache.close()
-    before = num_descriptors()
+    assert open_in(tmp_path) == []
+    own = [os.open(tmp_path / "own", os.O_WRONLY | os.O_CREAT) for _ in range(9)]  # its numbers
     del cache
     time.sleep(0.05)
-    assert num_descriptors() == before
+    assert len(open_in(tmp_path)) == 9
+    for fd in own:
+        os.close(fd)
 
 
 def test_children_forked_while_caches_are_dropped_share_their_folder(tmp_path: Path) -> None:
