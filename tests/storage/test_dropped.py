@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from shardkit import StreamingDataset
 from shardkit.storage.cache import Cache
+from tests.s3 import serve_http
 from tests.storage.disk import open_in
 
 
@@ -132,3 +134,59 @@ def test_nor_does_a_worker_of_multiprocessing(tmp_path: Path, method: str) -> No
         assert len(cache.entries()) == 31
         assert len(leases(tmp_path)) == 1
         assert cache.check() == []
+
+
+JOB = """
+import sys
+import torch
+import shardkit
+
+def alone(samples):
+    return samples
+
+def main(how, url, folder):
+    rows = [{"data_id": f"{i}", "data_url": f"{url}/{i}.bin"} for i in range(40)]
+    dataset = shardkit.StreamingDataset(rows, folder, decode=None, revalidate="never")
+    if how == "torch":
+        passed = torch.utils.data.DataLoader(
+            dataset, batch_size=None, num_workers=3, multiprocessing_context="fork"
+        )
+    elif how == "processes":
+        passed = shardkit.DataLoader(
+            dataset, 1, workers="processes", num_workers=2, collate_fn=alone
+        )
+    else:
+        passed = dataset
+    for number, _ in enumerate(passed, 1):
+        if number == 40 and how == "exit":
+            sys.exit(7)
+        if number == 40 and how == "raise":
+            raise RuntimeError("training failed")
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "status"), [("plain", 0), ("raise", 1), ("exit", 7), ("torch", 0), ("processes", 0)]
+)
+def test_a_job_that_ends_without_closing_anything_has_kept_all_that_it_fetched(
+    tmp_path: Path, how: str, status: int
+) -> None:
+    (tmp_path / "served" / "bin").mkdir(parents=True)
+    for number in range(40):
+        (tmp_path / "served" / "bin" / f"{number}.bin").write_bytes(bytes([number]) * 1_500)
+    script, folder = tmp_path / "job.py", str(tmp_path / "cache")
+    script.write_text(JOB)
+    with serve_http(tmp_path / "served") as http:
+        url = f"{http.url}/bin"
+        ran = subprocess.run([sys.executable, str(script), how, url, folder], check=False)
+        assert ran.returncode == status
+        assert http.count("GET", "*.bin") == 40
+        rows = [{"data_id": f"{i}", "data_url": f"{url}/{i}.bin"} for i in range(40)]
+        dataset = StreamingDataset(rows, folder, decode=None, revalidate="never")
+        assert sorted(sample["bin"] for sample in dataset) == [
+            bytes([i]) * 1_500 for i in range(40)
+        ]
+        assert http.count("*", "*.bin") == 40
