@@ -202,6 +202,18 @@ class Ledger:
         found = self._db.execute("SELECT 1 FROM entries WHERE segment=? LIMIT 1", (segment,))
         return found.fetchone() is None
 
+    def has(self, place: Place) -> bool:
+        """Does an entry lie there?"""
+        found = self._db.execute(
+            "SELECT segment, start, size, digest, mark FROM entries WHERE segment=? AND start=?",
+            (place.file, place.start),
+        )
+        return any((there := _place(*row)) and there.is_same(place) for row in found.fetchall())
+
+    def rename(self, old: str, new: str) -> None:
+        """Give an entry another name."""
+        self._db.execute("UPDATE entries SET name=? WHERE name=?", (new, old))
+
     def row(self, name: str) -> Row | None:
         """Return the row of this name."""
         found = self._db.execute("SELECT * FROM entries WHERE name=?", (name,)).fetchone()

@@ -26,7 +26,7 @@ from shardkit.storage.entries import remove_unpinned
 from shardkit.storage.folder import Folder
 from shardkit.storage.leases import Lease
 from shardkit.storage.ledger import Ledger, Row, room_of
-from shardkit.storage.mending import check_boot, drop, find_again, reap
+from shardkit.storage.mending import check_boot, drop, find_again, name_anew, reap
 from shardkit.storage.places import Place, remove_litter
 from shardkit.storage.policies import POLICIES
 from shardkit.storage.segments import Packed, Segments
@@ -87,6 +87,7 @@ class Space:
                 find_again(self._held)
             remove_litter(folder.places)
             self._reap()
+            name_anew(self._held)
             check_boot(self._held, limit)
 
     # -- room ---------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ def data_extents(path: Path | str) -> Iterator[tuple[int, int]]:
 
 def entry_files(folder: Path | str) -> list[Path]:
     """Entries that are files of their own."""
-    return [p for p in (Path(folder) / OURS / "entries").glob("*/*") if len(p.name) == 32]
+    return [p for p in (Path(folder) / OURS / "entries").glob("*/*") if len(p.stem) == 32]
 
 
 def segments(folder: Path | str) -> list[Path]:

@@ -5,6 +5,7 @@ import fcntl
 import logging
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ import pytest
 
 from shardkit.errors import CacheError, ConfigError, CorruptError
 from shardkit.storage.cache import Cache, CachedObject, Sink
+from shardkit.storage.entries import entry_name, is_entry_name
 from shardkit.storage.filesystems import filesystem_of, is_network_path
 from shardkit.storage.policies import POLICIES
 from tests.storage.disk import (
@@ -590,3 +592,51 @@ def test_pins_are_shared_locks_so_readers_never_wait_for_readers(folder: str) ->
         with pytest.raises(BlockingIOError):
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.close(fd)
+
+
+@pytest.mark.parametrize(
+    ("key", "ext"),
+    [
+        ("https://a.example/b/photo.jpg\n5", ".jpg"),
+        ("https://a.example/b/photo.JPG?sig=x.y/z.png\n5", ".jpg"),
+        ("s3://bucket/v1.2/labels.tar.gz\nv1\n0-10", ".gz"),
+        ("s3://bucket/v1.2/photo\nv1.jpg", ""),
+        ("s3://bucket/photo.\n", ""),
+        ("s3://bucket/photo.j pg\n", ""),
+        ("s3://bucket/photo.größe\n", ""),
+        ("s3://bucket/what.happened_here\n", ""),
+        ("https://a.example/photo?file=b.png\n", ""),
+        ("jpg", ""),
+    ],
+)
+def test_an_entry_is_named_by_the_hash_of_its_key_and_the_ext_of_its_url(
+    key: str, ext: str
+) -> None:
+    name = entry_name(key)
+    assert name[32:] == ext
+    assert is_entry_name(name)
+    assert not is_entry_name(name[:32] + ".a/b")
+
+
+def test_a_cache_whose_names_have_no_ext_goes_on_with_all_that_it_holds(folder: str) -> None:
+    """As it was left before entries had one; the first who renamed files was killed halfway."""
+    keys = [f"s3://bucket/{number}.jpg\n1" for number in range(4)]
+    with Cache(folder) as cache:
+        for number, key in enumerate(keys):
+            cache.get(key, lambda: b"x" * 5_000, as_file=number < 2)
+    ledger = sqlite3.connect(f"{folder}/{OURS}/ledger.sqlite")
+    ledger.execute("UPDATE entries SET name = substr(name, 1, 32)")
+    ledger.execute("DELETE FROM facts WHERE name = 'names'")
+    ledger.commit()
+    ledger.close()
+    first = Path(folder, OURS, "entries", entry_name(keys[0])[:2], entry_name(keys[0]))
+    first.rename(first.with_suffix(""))
+    with Cache(folder) as cache:
+        assert cache.check() == []
+        for key in keys:
+            assert cache.get(key, lambda: b"fetched again") == b"x" * 5_000
+            with cache.open(key, filler(b"fetched again")) as entry:
+                assert entry.path.endswith(".jpg")
+        assert len(cache.entries()) == 4
+        cache.clear()
+        assert (packed_bytes(folder), entry_files(folder)) == (0, [])
