@@ -50,8 +50,9 @@ def differences(held: Holdings, limit: int | None, *, mend: bool) -> list[str]:
     kept = ledger.counted()
     if kept != (sum(row.size for row in rows.values()), len(rows)):
         found.append(f"totals say {kept[1]} entries, {kept[0]} bytes; the rows say otherwise")
-    if limit is not None and ledger.total_bytes() > limit:
-        found.append(f"{ledger.total_bytes()} bytes are over the limit {limit}")
+    num_bytes = kept[0] + sum(ledger.leases().values())
+    if limit is not None and num_bytes > limit:
+        found.append(f"{num_bytes} bytes are over the limit {limit}")
     if mend:
         _mend(held, set(wrong), empty, leases)
     return found

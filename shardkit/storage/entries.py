@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import mmap
 import os
 from types import TracebackType
@@ -35,6 +36,7 @@ __all__ = [
 
 _HEX = frozenset("0123456789abcdef")
 _S = 1_000_000_000
+_LONGEST_EXT = 8
 _STAMP_S = 946_684_800
 """2000-01-01: a stamp must never look like a time at which anybody writes a file now."""
 
@@ -100,13 +102,33 @@ class Entry:
 
 
 def entry_name(key: str) -> str:
-    """Return the file name of a key: its 128-bit hash, so that keys of any text never collide."""
-    return xxh3_128_hexdigest(key.encode("utf-8", "surrogateescape"))
+    """Return the file name of a key: its 128-bit hash, so that keys of any text never collide.
+
+    And the ext of its URL, for libraries that ask a path what it is.
+    """
+    digest = xxh3_128_hexdigest(key.encode("utf-8", "surrogateescape"))
+    url = key.partition("\n")[0]
+    if "?" in url:
+        url = url.partition("?")[0]
+    _, dot, ext = url.rpartition(".")
+    return digest + _suffix(ext) if dot else digest
+
+
+@functools.lru_cache
+def _suffix(ext: str) -> str:
+    """Return what makes a file one of this ext; nothing where it is none. Every hit asks."""
+    is_one = len(ext) <= _LONGEST_EXT and ext.isalnum() and ext.isascii()
+    return f".{ext.lower()}" if is_one else ""
 
 
 def is_entry_name(name: str) -> bool:
     """Could this file be ours?"""
-    return len(name) == 32 and _HEX.issuperset(name)
+    ext = name[33:]
+    return (
+        len(name) >= 32
+        and _HEX.issuperset(name[:32])
+        and (len(name) == 32 or (name[32:33] == "." and ext.isalnum() and ext.isascii()))
+    )
 
 
 def mark_of(version: str) -> int:

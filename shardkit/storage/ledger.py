@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from shardkit.errors import CacheError
 from shardkit.storage.places import Place
 
-__all__ = ["Ledger", "Row"]
+__all__ = ["Ledger", "Row", "room_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +57,15 @@ _COLUMNS = (
 )
 _UPDATE = f"UPDATE entries SET {', '.join(f'{c}=?' for c in _COLUMNS[2:])} WHERE name=?"  # noqa: S608
 _ROWS = 50
+
+_MORE = 4 << 10
+"""Bytes that an entry takes besides its own: the rest of its last block, a row here, a slot in the
+table of places."""
+
+_SPARED = 4 << 20
+"""Of those, so many are not counted against the limit, so that a limit of a few small objects holds
+as many as it says: 10 of 1,000 bytes in 10,000, though they take ten blocks."""
+
 _SIGN = 1 << 63
 
 
@@ -121,9 +130,9 @@ class Ledger:
             self._db.execute(f"PRAGMA busy_timeout={int(_BUSY_S * 1000)}")
 
     def total_bytes(self) -> int:
-        """Return bytes of all entries and all leases: what the limit bounds."""
-        entries = self._number("SELECT bytes FROM totals")
-        return entries + self._number("SELECT COALESCE(SUM(bytes), 0) FROM leases")
+        """Return the room of all entries and leases: what the limit bounds."""
+        leases = self._number("SELECT COALESCE(SUM(bytes), 0) FROM leases")
+        return room_of(*self.counted()) + leases
 
     def counted(self) -> tuple[int, int]:
         """Return the kept totals: bytes of entries, their number."""
@@ -192,6 +201,18 @@ class Ledger:
         """Has a segment no entries?"""
         found = self._db.execute("SELECT 1 FROM entries WHERE segment=? LIMIT 1", (segment,))
         return found.fetchone() is None
+
+    def has(self, place: Place) -> bool:
+        """Does an entry lie there?"""
+        found = self._db.execute(
+            "SELECT segment, start, size, digest, mark FROM entries WHERE segment=? AND start=?",
+            (place.file, place.start),
+        )
+        return any((there := _place(*row)) and there.is_same(place) for row in found.fetchall())
+
+    def rename(self, old: str, new: str) -> None:
+        """Give an entry another name."""
+        self._db.execute("UPDATE entries SET name=? WHERE name=?", (new, old))
 
     def row(self, name: str) -> Row | None:
         """Return the row of this name."""
@@ -281,6 +302,11 @@ class Ledger:
                     f"{self._path}* and the entries beside it: it is only a cache"
                 )
             raise mapped from error
+
+
+def room_of(num_bytes: int, num_entries: int) -> int:
+    """Return what entries count against the limit: their bytes, and what many take besides."""
+    return num_bytes + max(0, num_entries * _MORE - _SPARED)
 
 
 @functools.cache

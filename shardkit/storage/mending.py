@@ -8,15 +8,16 @@ import os
 
 from shardkit.storage.asides import remove_asides
 from shardkit.storage.audit import Holdings, differences, let_go
+from shardkit.storage.entries import entry_name
 from shardkit.storage.leases import dead_leases
 from shardkit.storage.ledger import Row
-from shardkit.storage.places import Place
 
-__all__ = ["check_boot", "drop", "find_again", "reap"]
+__all__ = ["check_boot", "drop", "find_again", "name_anew", "reap"]
 
 logger = logging.getLogger(__name__)
 
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
+_NAMES = "with ext"
 _SETTLED_S = 120.0
 """Entries older than this at the end of a boot were on the disk: Linux writes dirty pages back
 within 35 s. Younger ones may be holes after a power cut."""
@@ -46,6 +47,21 @@ def find_again(held: Holdings) -> None:
         for name, place, created in rows
         if place is not None
     )
+
+
+def name_anew(held: Holdings) -> None:
+    """Within a transaction: give entries that were named without an ext their present names."""
+    folder, ledger, _ = held
+    if ledger.fact("names") == _NAMES:
+        return
+    for row in ledger.rows():
+        name = entry_name(row.key)
+        if name != row.name:
+            if row.place is None:  # it may have its new name from one who was killed meanwhile
+                with contextlib.suppress(FileNotFoundError):
+                    os.rename(folder.entry(row.name), folder.entry(name))
+            ledger.rename(row.name, name)
+    ledger.note_fact("names", _NAMES)
 
 
 def check_boot(held: Holdings, limit: int | None) -> None:
@@ -91,11 +107,6 @@ def drop(held: Holdings, row: Row) -> None:
     let_go(held, held.ledger.remove([row.name]))
 
 
-def _is_recorded(held: Holdings, name: str, place: Place) -> bool:
-    row = held.ledger.row(name)
-    return row is not None and row.place is not None and place.is_same(row.place)
-
-
 def _clean(held: Holdings, lease: str) -> None:
     """Give back the room of a lease whose process is dead, and what it had not recorded."""
     folder, ledger, segments = held
@@ -107,5 +118,5 @@ def _clean(held: Holdings, lease: str) -> None:
             ends[int(file.partition("-")[2])] = end
             segments.cut(file, end)
     lost = segments.places.behind(int(lease, 16), ends)
-    segments.places.remove(name for name, place in lost if not _is_recorded(held, name, place))
+    segments.places.remove(name for name, place in lost if not ledger.has(place))
     ledger.drop_lease(lease)

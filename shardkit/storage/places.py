@@ -6,6 +6,8 @@ somebody writes may be a blend of two places, and is proved by the digest of the
 there, which depends on the name. Writers lock the file. When a set is full, a table twice as large
 takes the file's name, in which every slot keeps its column; processes that map the old one see its
 mark.
+
+Names are known by their 32 hex digits; the ext that may follow is not in the table.
 """
 
 from __future__ import annotations
@@ -135,7 +137,7 @@ class Places:
         if table.map[_OLD_AT]:
             with self._lock:
                 table = self._current()
-        key = bytes.fromhex(name)
+        key = bytes.fromhex(name[:32])
         base = table.base(key)
         slot = table.slot(base, key)
         if slot < 0:
@@ -147,7 +149,7 @@ class Places:
         """Make entries findable, all of whose bytes are written."""
         with self._alone():
             for name, place in places:
-                key = bytes.fromhex(name)
+                key = bytes.fromhex(name[:32])
                 slot, is_taken = self._slot_for(key)
                 table = self._table
                 base = table.base(key)
@@ -161,7 +163,7 @@ class Places:
         with self._alone():
             table = self._table
             for name in names:
-                key = bytes.fromhex(name)
+                key = bytes.fromhex(name[:32])
                 base = table.base(key)
                 slot = table.slot(base, key)
                 if slot >= 0:
@@ -186,7 +188,7 @@ class Places:
         """Note that the far end was asked about an entry just now, if it still lies there."""
         with self._alone():
             if self.find(name) == place:
-                table, key = self._table, bytes.fromhex(name)
+                table, key = self._table, bytes.fromhex(name[:32])
                 base = table.base(key)
                 at = base + _NAMES + table.slot(base, key) * _PLACE.size
                 _ASKED.pack_into(table.map, at + _PLACE.size - _ASKED.size, time.time_ns())

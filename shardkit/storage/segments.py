@@ -33,6 +33,9 @@ MAX_PACKED = 1 << 20
 """Larger objects are files: at this size, making one costs little against writing it."""
 
 _SEGMENT = 64 << 20
+_PARTS = 4
+"""A segment also ends at this part of the limit: ``ls`` shows how long it is, holes and all."""
+
 _BLOCK = 4096
 _ZEROS = bytes(_BLOCK)
 _MAX_OPEN = 64
@@ -78,8 +81,11 @@ class Segments:
     segments of whomever (under a lock).
     """
 
-    def __init__(self, folder: Folder, lease: str) -> None:
+    def __init__(self, folder: Folder, lease: str, limit: int | None = None) -> None:
         self._folder = folder
+        self._longest = _SEGMENT
+        if limit is not None:
+            self._longest = min(_SEGMENT, max(limit // _PARTS, MAX_PACKED))
         self._lease = int(lease, 16)
         self.places = Places(folder.places)
         self._number = -1
@@ -147,7 +153,7 @@ class Segments:
             OSError: the disk is full; nothing of it is kept.
             NoHolesError: not on this filesystem.
         """
-        if self._fd < 0 or self._end >= _SEGMENT or os.fstat(self._fd).st_nlink == 0:
+        if self._fd < 0 or self._end >= self._longest or os.fstat(self._fd).st_nlink == 0:
             self._begin()
         now_ns = time.time_ns()
         places, parts, end = [], [], self._end

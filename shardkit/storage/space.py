@@ -25,8 +25,8 @@ from shardkit.storage.audit import Holdings, differences, is_changed, let_go
 from shardkit.storage.entries import remove_unpinned
 from shardkit.storage.folder import Folder
 from shardkit.storage.leases import Lease
-from shardkit.storage.ledger import Ledger, Row
-from shardkit.storage.mending import check_boot, drop, find_again, reap
+from shardkit.storage.ledger import Ledger, Row, room_of
+from shardkit.storage.mending import check_boot, drop, find_again, name_anew, reap
 from shardkit.storage.places import Place, remove_litter
 from shardkit.storage.policies import POLICIES
 from shardkit.storage.segments import Packed, Segments
@@ -69,7 +69,7 @@ class Space:
         self._granted = 0
         self._used = 0
         self._asides = Asides(folder.asides, self._lease.name)
-        self.segments = Segments(folder, self._lease.name)
+        self.segments = Segments(folder, self._lease.name, limit)
         self._held = Holdings(folder, self._ledger, self.segments)
         self._unrecorded: list[Row] = []
         self._unrecorded_bytes = 0
@@ -87,6 +87,7 @@ class Space:
                 find_again(self._held)
             remove_litter(folder.places)
             self._reap()
+            name_anew(self._held)
             check_boot(self._held, limit)
 
     # -- room ---------------------------------------------------------------------------------
@@ -325,7 +326,6 @@ class Space:
             asked = self._room_for(short)
             if asked >= short:
                 self._ledger.grow_lease(self._lease.name, asked)
-            self._forget_gone()
         self._settle()
         return asked if asked >= short else 0
 
@@ -339,7 +339,9 @@ class Space:
             self._reap()
             free = self._limit - self._ledger.total_bytes()
         if free < generous:
-            free += self._evict_files(generous - free)
+            self._evict_files(generous - free)
+            self._forget_gone()
+            free = self._limit - self._ledger.total_bytes()
         return min(free, generous)
 
     def _make_disk_room(self, num_bytes: int) -> int:
@@ -374,15 +376,17 @@ class Space:
         return gone
 
     def _evict_files(self, num_bytes: int | None) -> int:
-        """Within a transaction: unlink unpinned entries, coldest first, up to so many bytes.
+        """Within a transaction: unlink unpinned entries, coldest first, up to so much room.
 
-        ``None`` is all. Their rows go with the next ``_record``.
+        ``None`` is all. Their rows go with the next ``_forget_gone``. Returns their bytes.
         """
-        gone = 0
+        held, num_held = self._ledger.counted()
+        enough = None if num_bytes is None else room_of(held, num_held) - num_bytes
+        gone = num_gone = 0
         packed: list[str] = []
         for query in self._queries:
             for name, size, is_packed in self._ledger.coldest(query):
-                if num_bytes is not None and gone >= num_bytes:
+                if enough is not None and room_of(held - gone, num_held - num_gone) <= enough:
                     break
                 if name in self._gone:
                     continue
@@ -393,6 +397,7 @@ class Space:
                     continue
                 self._gone[name] = None
                 gone += size
+                num_gone += 1
         if packed:
             self.segments.places.remove(packed)
         return gone
@@ -410,7 +415,16 @@ class Space:
             left += self._ledger.add(rows)
             self._ledger.set_lease(self._lease.name, self._granted - self._unrecorded_bytes)
         self._forget_gone(left)
+        if self._unrecorded:
+            self._make_up()
         self._touch()
+
+    def _make_up(self) -> None:
+        """Within a transaction: evict for what new entries take besides their bytes."""
+        over = 0 if self._limit is None else self._ledger.total_bytes() - self._limit
+        if over > 0:
+            self._evict_files(over)
+            self._forget_gone()
 
     def _is_still(self, name: str, place: Place) -> bool:
         """Does an entry still lie there, or was it replaced meanwhile, here or elsewhere?"""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Iterator
@@ -34,7 +35,7 @@ def data_extents(path: Path | str) -> Iterator[tuple[int, int]]:
 
 def entry_files(folder: Path | str) -> list[Path]:
     """Entries that are files of their own."""
-    return [p for p in (Path(folder) / OURS / "entries").glob("*/*") if len(p.name) == 32]
+    return [p for p in (Path(folder) / OURS / "entries").glob("*/*") if len(p.stem) == 32]
 
 
 def segments(folder: Path | str) -> list[Path]:
@@ -51,6 +52,15 @@ def disk_bytes(folder: Path | str) -> int:
     """Bytes of entries and temporaries."""
     files = [*entry_files(folder), *(Path(folder) / OURS / "asides").glob("*/*")]
     return packed_bytes(folder) + sum(p.stat().st_size for p in files)
+
+
+def open_in(folder: Path | str) -> list[str]:
+    """Files in ``folder`` that this process has open; what other tests left open is not judged."""
+    found = []
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # that of the listing itself
+            found.append(os.readlink(f"/proc/self/fd/{fd}"))
+    return [path for path in found if path.startswith(f"{os.path.realpath(folder)}/")]
 
 
 def damage(path: str, start: int, size: int, how: str) -> None:

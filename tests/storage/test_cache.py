@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import os
+import signal
+import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,9 +17,19 @@ import pytest
 
 from shardkit.errors import CacheError, ConfigError, CorruptError
 from shardkit.storage.cache import Cache, CachedObject, Sink
+from shardkit.storage.entries import entry_name, is_entry_name
 from shardkit.storage.filesystems import filesystem_of, is_network_path
 from shardkit.storage.policies import POLICIES
-from tests.storage.disk import BLOCK, damage, disk_bytes, entry_files, packed_bytes, segments
+from tests.storage.disk import (
+    BLOCK,
+    OURS,
+    damage,
+    disk_bytes,
+    entry_files,
+    open_in,
+    packed_bytes,
+    segments,
+)
 
 
 def filler(data: bytes) -> Callable[[Sink], None]:
@@ -111,6 +126,87 @@ class TestTheLimit:
                     assert entry.size == 3000
                 assert disk_bytes(folder) <= 20_000
             assert len(cache.entries()) == 6
+
+
+class TestTheDisk:
+    """What ``du`` shows of objects that end in the middle of a block, sampled from outside."""
+
+    @pytest.mark.parametrize(("limit", "size"), [(10_000, 1_000), (8_000_000, 1_000)])
+    def test_two_processes_take_no_more_than_limit_and_allowance(
+        self, folder: str, limit: int, size: int
+    ) -> None:
+        allowance, behind = 4 << 20, 200 * 2 * BLOCK
+        count = 2 * limit // size
+        both = [
+            subprocess.Popen(
+                [sys.executable, "-c", FILL, folder, *map(str, (limit, size, count, i))]
+            )
+            for i in range(2)
+        ]
+        most = 0
+        try:
+            while any(each.poll() is None for each in both):
+                time.sleep(0.02)
+                with stopped(both):  # else what moves meanwhile is counted twice
+                    most = max(most, blocks_of(folder))
+        finally:
+            for each in both:
+                each.kill()
+                each.wait()
+        assert [each.returncode for each in both] == [0, 0]
+        assert most <= limit + allowance + behind
+        assert blocks_of(folder) <= limit + allowance
+        with Cache(folder, limit) as cache:
+            held = [entry.size for entry in cache.entries()]
+        most_counted = (limit + allowance) // (size + BLOCK)
+        assert sum(held) <= limit
+        assert len(held) >= 0.95 * min(limit // size, most_counted)
+
+    def test_ten_small_objects_fit_where_ten_blocks_would_not(self, folder: str) -> None:
+        with Cache(folder, 10_000) as cache:
+            for i in range(40):
+                cache.get(f"k{i}", lambda: b"x" * 1000)
+            assert len(cache.entries()) == 10
+
+    def test_segments_under_a_small_limit_are_short(self, folder: str) -> None:
+        with Cache(folder, 100 * BLOCK) as cache:
+            for i in range(2000):
+                cache.get(f"k{i}", lambda: b"x" * BLOCK)
+            lengths = [path.stat().st_size for path in segments(folder)]
+        assert max(lengths) <= 1 << 20
+        assert len(lengths) <= 3
+
+
+FILL = """
+import sys
+from shardkit.storage.cache import Cache
+limit, size, count, own = map(int, sys.argv[2:])
+with Cache(sys.argv[1], limit) as cache:
+    for i in range(count):
+        cache.get(f"{own}-{i}", lambda: bytes([1 + i % 250]) * size)
+"""
+
+
+@contextlib.contextmanager
+def stopped(processes: list[subprocess.Popen[bytes]]) -> Iterator[None]:
+    """Let children that have not ended do nothing meanwhile."""
+    for each in processes:
+        each.send_signal(signal.SIGSTOP)
+    for each in processes:
+        if each.returncode is None:
+            os.waitid(os.P_PID, each.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+    yield
+    for each in processes:
+        each.send_signal(signal.SIGCONT)
+
+
+def blocks_of(folder: str) -> int:
+    """Bytes that entries and temporaries take on the disk, as ``du`` counts."""
+    root, found = Path(folder) / OURS, 0
+    for path in (*root.glob("segments/*"), *root.glob("entries/*/*"), *root.glob("asides/*/*")):
+        with contextlib.suppress(FileNotFoundError):
+            found += path.stat().st_blocks * 512
+    return found
 
 
 class TestPins:
@@ -473,6 +569,11 @@ def test_closing_twice_and_using_again_is_fine(folder: str) -> None:
 
 
 def test_descriptors_and_threads_are_flat_over_fifty_epochs(folder: str) -> None:
+    others = set(threading.enumerate())
+
+    def own_threads() -> int:
+        return len(set(threading.enumerate()) - others)
+
     with Cache(folder, 20_000) as cache:
         counts = []
         for _ in range(50):
@@ -480,7 +581,7 @@ def test_descriptors_and_threads_are_flat_over_fifty_epochs(folder: str) -> None
             for entry in entries:
                 _ = entry.data
                 entry.close()
-            counts.append((len(os.listdir("/proc/self/fd")), threading.active_count()))
+            counts.append((len(open_in(folder)), own_threads()))
         assert counts[0] == counts[-1]
 
 
@@ -491,3 +592,51 @@ def test_pins_are_shared_locks_so_readers_never_wait_for_readers(folder: str) ->
         with pytest.raises(BlockingIOError):
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.close(fd)
+
+
+@pytest.mark.parametrize(
+    ("key", "ext"),
+    [
+        ("https://a.example/b/photo.jpg\n5", ".jpg"),
+        ("https://a.example/b/photo.JPG?sig=x.y/z.png\n5", ".jpg"),
+        ("s3://bucket/v1.2/labels.tar.gz\nv1\n0-10", ".gz"),
+        ("s3://bucket/v1.2/photo\nv1.jpg", ""),
+        ("s3://bucket/photo.\n", ""),
+        ("s3://bucket/photo.j pg\n", ""),
+        ("s3://bucket/photo.größe\n", ""),
+        ("s3://bucket/what.happened_here\n", ""),
+        ("https://a.example/photo?file=b.png\n", ""),
+        ("jpg", ""),
+    ],
+)
+def test_an_entry_is_named_by_the_hash_of_its_key_and_the_ext_of_its_url(
+    key: str, ext: str
+) -> None:
+    name = entry_name(key)
+    assert name[32:] == ext
+    assert is_entry_name(name)
+    assert not is_entry_name(name[:32] + ".a/b")
+
+
+def test_a_cache_whose_names_have_no_ext_goes_on_with_all_that_it_holds(folder: str) -> None:
+    """As it was left before entries had one; the first who renamed files was killed halfway."""
+    keys = [f"s3://bucket/{number}.jpg\n1" for number in range(4)]
+    with Cache(folder) as cache:
+        for number, key in enumerate(keys):
+            cache.get(key, lambda: b"x" * 5_000, as_file=number < 2)
+    ledger = sqlite3.connect(f"{folder}/{OURS}/ledger.sqlite")
+    ledger.execute("UPDATE entries SET name = substr(name, 1, 32)")
+    ledger.execute("DELETE FROM facts WHERE name = 'names'")
+    ledger.commit()
+    ledger.close()
+    first = Path(folder, OURS, "entries", entry_name(keys[0])[:2], entry_name(keys[0]))
+    first.rename(first.with_suffix(""))
+    with Cache(folder) as cache:
+        assert cache.check() == []
+        for key in keys:
+            assert cache.get(key, lambda: b"fetched again") == b"x" * 5_000
+            with cache.open(key, filler(b"fetched again")) as entry:
+                assert entry.path.endswith(".jpg")
+        assert len(cache.entries()) == 4
+        cache.clear()
+        assert (packed_bytes(folder), entry_files(folder)) == (0, [])

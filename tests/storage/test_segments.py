@@ -19,7 +19,15 @@ from shardkit.storage.entries import StaleError, entry_name, mark_of
 from shardkit.storage.folder import Folder
 from shardkit.storage.places import Place, digest_of
 from shardkit.storage.segments import MAX_PACKED, Packed, Segments
-from tests.storage.disk import BLOCK, OURS, data_bytes, disk_bytes, entry_files, packed_bytes
+from tests.storage.disk import (
+    BLOCK,
+    OURS,
+    data_bytes,
+    disk_bytes,
+    entry_files,
+    open_in,
+    packed_bytes,
+)
 from tests.storage.disk import segments as segment_files
 
 SIZES = [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 100_000, MAX_PACKED, 0, 5]
@@ -202,13 +210,13 @@ class TestReading:
         for i in range(400):
             segments.append([packed(i, BLOCK)])
         segments.take_sealed()
-        before = len(os.listdir("/proc/self/fd"))
+        before = len(open_in(tmp_path))
         for _ in range(2):
             for i in range(400):
                 assert read(segments, i) == content(i, BLOCK)
-        assert len(os.listdir("/proc/self/fd")) <= before + 64
+        assert len(open_in(tmp_path)) == before + 64
         segments.close()
-        assert len(os.listdir("/proc/self/fd")) < before
+        assert len(open_in(tmp_path)) < before
 
 
 class TestLettingGo:

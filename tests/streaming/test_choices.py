@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import pickle
 import re
 import subprocess
@@ -24,7 +23,7 @@ from shardkit.errors import CacheError, ConfigError, NotFoundError
 from shardkit.index import open_index
 from shardkit.storage.cache import Cache
 from tests.index.test_lazy import bytes_asked, column_bytes, wide_table
-from tests.s3 import serve_s3
+from tests.s3 import S3Endpoint, serve_s3
 from tests.streaming.build import Photos, source_of
 
 # -- which samples -----------------------------------------------------------------------------
@@ -133,13 +132,28 @@ def test_a_path_is_good_for_as_long_as_it_is_held(far: Photos, tmp_path: Path) -
     for sample in held:
         assert Path(sample["jpg"]).read_bytes() == far.data[sample["__key__"]]
         assert pickle.loads(pickle.dumps(sample["jpg"])) is not None
-    paths = [str(sample["jpg"]) for sample in held]
-    num_files = len(os.listdir("/proc/self/fd"))
+    entries = [sample["jpg"].entry for sample in held]
     del held, sample
     gc.collect()
-    assert len(os.listdir("/proc/self/fd")) < num_files
-    assert paths
+    for entry in entries:
+        with pytest.raises(ValueError, match="closed"):
+            entry.fileno()
     assert Cache(folder, 4_000).check() == []
+
+
+def test_a_path_ends_in_the_ext_of_its_url_and_stays_while_it_is_held(
+    photos: Photos, http: S3Endpoint, tmp_path: Path
+) -> None:
+    there = Photos(photos.folder, f"{http.url}/bucket", {}, photos.data)
+    records = [{**r, "data_url": f"{r['data_url']}?size=1.5"} for r in there.records()]
+    dataset = StreamingDataset(records, str(tmp_path), cache_limit=4_000, decode="path")
+    held = [dataset[index] for index in range(3)]
+    for _ in dataset:
+        pass
+    for sample in held:
+        path = Path(sample["jpg"])
+        assert path.suffix == ".jpg"
+        assert path.read_bytes() == photos.data[sample["__key__"]]
 
 
 def test_a_local_path_is_the_file_itself(photos: Photos, tmp_path: Path) -> None:
