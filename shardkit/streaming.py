@@ -40,8 +40,9 @@ class StreamingDataset(SampleDataset):
     """Samples of raw files, in the order, cache, fetch, decode and state of ``ShardDataset``.
 
     Args:
-        src: any index: a file, wildcard, list, folder, table or DataFrame; see ``open_index``,
-            whose result may be given too, where more is to be said of it than can be said here.
+        src: any index: a file, wildcard, list, folder, table or DataFrame, or several names in a
+            list; see ``open_index``, whose result may be given too, where more is to be said of it
+            than can be said here.
         dst: local folder where far files are kept, shared by all that name it.
         data_type: of folders: keep samples with a member of this type ("image", "video", …).
         columns_to_load: columns that hold files; members then go by their column's name. Default:

@@ -68,8 +68,8 @@ def open_index(
     Args:
         source: path or URL of a ``.parquet``, ``.csv``, ``.tsv``, ``.json``, ``.jsonl``, ``.arrow``
             or ``.feather`` file (compressed perhaps); a wildcard or brace expression; a list file
-            (``.txt``); a folder of media files; a packed dataset; tars. Or an Arrow table, a
-            DataFrame, anything with ``__arrow_c_stream__``, a list of dicts.
+            (``.txt``); a folder of media files; a packed dataset; tars; a list of such names. Or an
+            Arrow table, a DataFrame, anything with ``__arrow_c_stream__``, a list of dicts.
         key: key column; by default found by name, else keys are made from row numbers.
         files: columns that hold files, ``"column"`` or ``"column=ext"``; by default found.
         inline: columns whose values become members: ``"caption=txt"``.
@@ -128,14 +128,24 @@ def open_index(
 
 def _no_rows(name: str, where: str | None) -> IndexDataError:
     if where is None:
-        return IndexDataError(f"{name} has no rows; check the path")
+        return IndexDataError(f"{name} has no rows; check that it is the one you mean")
     return IndexDataError(f"{name} has no rows that where={where!r} leaves; check the filter")
 
 
-def _name(source: Any) -> str:
+def _names(source: Any) -> Sequence[str]:
+    """The names that a source is, or a list of them; none where it is a table itself."""
     if isinstance(source, str | os.PathLike):
-        return os.fspath(source)
-    return f"a {type(source).__name__}"
+        return [os.fspath(source)]
+    if isinstance(source, list | tuple) and all(isinstance(s, str | os.PathLike) for s in source):
+        return [os.fspath(name) for name in source]
+    return []
+
+
+def _name(source: Any) -> str:
+    names = _names(source)
+    if not names:
+        return f"a {type(source).__name__}"
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
 def _with_exts(choices: Choices, exts: Mapping[str, str], names: Sequence[str]) -> Choices:
@@ -177,10 +187,11 @@ class _Opener:
 
     def open(self, source: Any, max_files: int | None) -> _Opened:
         """Return the groups of any source."""
-        if not isinstance(source, str | os.PathLike):
+        names = _names(source)
+        if not names:
             self._check_folder(source, of_files=False)
             return _Opened(self._table(source))
-        found = identify(self.store, os.fspath(source))
+        found = identify(self.store, names)
         self._check_folder(source, of_files=found.kind in ("folder", "media"))
         if max_files is not None:
             found = replace(found, files=found.files[:max_files])

@@ -61,19 +61,15 @@ class Source:
     root: str = ""
 
 
-def identify(store: Store, source: str) -> Source:
-    """Say what ``source`` is, by its name and, for folders, by what is in it.
+def identify(store: Store, given: str | Sequence[str]) -> Source:
+    """Say what a name means, or several together: by them and, for a folder, by what is in it.
 
     Raises:
         NotFoundError: nothing is there.
-        IndexDataError: its files can't be taken together (index files beside media files).
+        IndexDataError: the files can't be taken together (index files beside media files).
     """
-    source = given_url(source)
-    names = (
-        [part for name in source.split("::") for part in _braces(name)]
-        if "::" in source
-        else _braces(source)
-    )
+    source = "::".join(map(given_url, [given] if isinstance(given, str) else given))
+    names = [part for name in source.split("::") for part in _braces(name)]
     if len(names) == 1 and not _is_wild(names[0]):
         return _one(store, names[0])
     files = _expand(store, names)
@@ -103,7 +99,7 @@ def _one(store: Store, name: str) -> Source:
         return _folder(store, name.rstrip("/") + "/")
     if base_name(name).lower().rpartition(".")[2] in _LIST_EXTS:
         return _list_file(store, name)
-    info = store.stat(name)
+    info = _stat(store, name)
     if is_tar(name):
         return Source("tars", [info])
     if ext is not None:
@@ -114,6 +110,19 @@ def _one(store: Store, name: str) -> Source:
         f"{name} is no index: one ends in {', '.join(INDEX_EXTS)}, txt (a list of files) or tar, "
         "or is a folder"
     )
+
+
+def _stat(store: Store, name: str) -> ObjectInfo:
+    """The one file of this name; what looks like a wildcard of the web is told what it is."""
+    try:
+        return store.stat(name)
+    except NotFoundError as error:
+        if scheme_of(name) in ("http", "https") and "*" in name.partition("?")[0]:
+            raise NotFoundError(
+                f"{name} is no file, and a web server lists none that a wildcard could match: name "
+                "them by braces ({000..146}), as a list, or in a list file"
+            ) from error
+        raise
 
 
 def _is_folder(store: Store, name: str, *, sure: bool) -> bool:
@@ -193,7 +202,7 @@ def _expand(store: Store, names: Sequence[str]) -> list[ObjectInfo]:
         if _is_wild(name):
             found.extend(_matches(store, name))
         else:
-            found.append(ObjectInfo(name, -1, "") if media else store.stat(name))
+            found.append(ObjectInfo(name, -1, "") if media else _stat(store, name))
     return found
 
 

@@ -112,6 +112,25 @@ def test_braces_and_double_colons_name_several_files(bucket: Path, tmp_path: Pat
     assert all_keys(index) == [f"{i:04d}" for i in [*range(5, 10), *range(5)]]
 
 
+def test_a_list_of_names_is_one_index(bucket: Path, tmp_path: Path) -> None:
+    wanted = open_index(f"{bucket}/parts/*i.parquet", scratch=str(tmp_path))
+    with serve_http(bucket.parent) as http:
+        parts = f"{http.url}/bucket/parts"
+        for names in (
+            [bucket / "parts" / "ai.parquet", f"{bucket}/parts/bi.parquet"],
+            (f"{bucket}/parts/*i.parquet",),
+            [f"{bucket}/parts/{{a,b}}i.parquet"],
+            [f"{parts}/ai.parquet", f"{parts}/bi.parquet"],
+        ):
+            index = open_index(names, scratch=str(tmp_path))
+            assert all_keys(index) == all_keys(wanted)
+        with pytest.raises(NotFoundError, match=r"\*i\.parquet is no file, and a web server lists"):
+            open_index(f"{parts}/*i.parquet", scratch=str(tmp_path))
+    assert index.source == f"{parts}/ai.parquet and 1 more"
+    with pytest.raises(NotFoundError, match=r"nothing\.csv"):
+        open_index([f"{bucket}/i.csv", f"{bucket}/nothing.csv"], scratch=str(tmp_path))
+
+
 @pytest.mark.parametrize("name", ["split_file_texts.txt", "split_file_paths.txt", "any.txt"])
 def test_a_list_of_index_files_is_read_relative_to_its_own_folder(
     name: str, bucket: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
