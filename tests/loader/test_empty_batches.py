@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from shardkit import DataLoader, Mix, ShardDataset, Stream, StreamingDataset
 from shardkit.dataset import SampleDataset
@@ -519,9 +520,8 @@ def test_only_the_first_thousand_failures_are_listed() -> None:
 
 @pytest.mark.parametrize("on_error", ["skip", "replace"])
 def test_bare_iteration_and_torchs_loader_leave_out_whatever_failed(on_error: Any) -> None:
-    torch_data = pytest.importorskip("torch.utils.data")
     good = [n for n in range(20) if not 4 <= n < 11]
-    for wrap in (lambda one: one, lambda one: torch_data.DataLoader(one, batch_size=None)):
+    for wrap in (lambda one: one, lambda one: torch.utils.data.DataLoader(one, batch_size=None)):
         dataset = numbers(20, shuffle="none", bad=range(4, 11), on_error=on_error)
         samples = list(wrap(dataset))
         assert [int(sample["number"]) for sample in samples] == good
